@@ -1,0 +1,145 @@
+"""Adapters on disk: the native layout, the published one, and whether one fits a backbone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from deltamem.attach import AttentionSite
+from deltamem.config import DeltaMemConfig
+from deltamem.errors import AdapterError, ConfigError
+from deltamem.layer import DeltaLayer
+
+CONFIG_FILE = "delta_mem_config.json"
+NATIVE_FILE = "delta_mem_adapter.safetensors"
+PUBLISHED_FILE = "delta_mem_adapter.pt"
+
+
+def load_adapter(name_or_path: str | Path) -> tuple[DeltaMemConfig, dict[str, Tensor]]:
+    """Read an adapter directory, or a hub repository in the same layout.
+
+    A published ``.pt`` is read with ``weights_only=True``: code in it is refused, not run.
+
+    Returns:
+        The configuration and the tensors under their published names.
+
+    Raises:
+        AdapterError: nothing is there, or it can't be read.
+    """
+    directory = resolve_adapter(name_or_path)
+    try:
+        config = DeltaMemConfig.from_json_file(directory / CONFIG_FILE)
+    except ConfigError as error:
+        raise AdapterError(f"adapter {name_or_path}: {error}") from None
+    native, published = directory / NATIVE_FILE, directory / PUBLISHED_FILE
+    try:
+        if native.is_file():
+            tensors = load_file(native)
+        elif published.is_file():
+            tensors = torch.load(published, map_location="cpu", weights_only=True)
+        else:
+            raise AdapterError(f"adapter {name_or_path} has neither {NATIVE_FILE} nor {PUBLISHED_FILE}")
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError):
+        raise AdapterError(f"adapter {name_or_path}: its weights file is damaged or not an adapter") from None
+    if not isinstance(tensors, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
+    ):
+        raise AdapterError(f"adapter {name_or_path}: its weights file does not hold named tensors")
+    return config, tensors
+
+
+def resolve_adapter(name_or_path: str | Path) -> Path:
+    """The directory of an adapter: a local one as it is, a hub id from the hub's cache.
+
+    Raises:
+        AdapterError: there is no such directory and it cannot be fetched.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        return path
+    name = str(name_or_path)
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise AdapterError(f"there is no adapter directory {name_or_path}")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    files = [CONFIG_FILE, NATIVE_FILE, PUBLISHED_FILE]
+    try:
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=files, etag_timeout=5))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise AdapterError(
+            f"adapter {name} is no local directory and can't be fetched from the hub ({type(error).__name__})"
+        ) from None
+
+
+def save_adapter(directory: str | Path, config: DeltaMemConfig, tensors: dict[str, Tensor]) -> None:
+    """Write the native layout; each file is written beside and renamed."""
+    target = Path(directory)
+    target.mkdir(parents=True, exist_ok=True)
+    beside = target / (NATIVE_FILE + ".tmp")
+    save_file(tensors, beside, metadata={"format": "deltamem-adapter"})
+    os.replace(beside, target / NATIVE_FILE)
+    beside = target / (CONFIG_FILE + ".tmp")
+    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    os.replace(beside, target / CONFIG_FILE)
+
+
+def layer_tensors(
+    config: DeltaMemConfig, tensors: dict[str, Tensor], sites: Sequence[AttentionSite], name: str
+) -> list[dict[str, Tensor]]:
+    """An adapter's tensors sorted into a backbone's layers.
+
+    Raises:
+        AdapterError: the two do not go together; the message says what differs.
+    """
+    theirs = {key.rpartition(".")[0] for key in tensors}
+    ours = {site.path for site in sites}
+    if theirs != ours:
+        sample_theirs, sample_ours = min(theirs, default="none"), min(ours)
+        raise AdapterError(
+            f"adapter {name} does not fit this backbone: it has weights for {len(theirs)} attention modules "
+            f"({sample_theirs}, ...), the backbone has {len(ours)} ({sample_ours}, ...)"
+        )
+    result = []
+    for site in sites:
+        own = {}
+        expected = DeltaLayer.shapes(config, site.hidden_size, site.out_features)
+        for key, shape in expected.items():
+            tensor = tensors.get(f"{site.path}.{key}")
+            if tensor is None:
+                raise AdapterError(f"adapter {name} lacks the tensor {site.path}.{key}")
+            if tuple(tensor.shape) != shape:
+                raise AdapterError(
+                    f"adapter {name} does not fit this backbone: {site.path}.{key} is {tuple(tensor.shape)}, "
+                    f"here it would be {shape}"
+                )
+            if not torch.isfinite(tensor).all():
+                raise AdapterError(f"adapter {name} has NaN or infinite numbers in {site.path}.{key}")
+            own[key] = tensor.float()
+        extra = [k for k in tensors if k.rpartition(".")[0] == site.path and k.rpartition(".")[2] not in expected]
+        if extra:
+            raise AdapterError(f"adapter {name} has a tensor its configuration does not mention: {extra[0]}")
+        result.append(own)
+    return result
+
+
+def adapter_fingerprint(config: DeltaMemConfig, tensors: dict[str, Tensor]) -> str:
+    """16 hexadecimal digits that change when any number or any live option of the adapter does."""
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode())
+    for key in sorted(tensors):
+        digest.update(key.encode())
+        digest.update(tensors[key].detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

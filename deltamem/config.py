@@ -1,0 +1,218 @@
+"""`DeltaMemConfig`: everything that decides an adapter's shape and behaviour.
+
+The JSON form is the published one (`delta_mem_config.json`). Published files also carry options of retired
+experiments. They are accepted at the value that switches them off and refused at any other, because an adapter
+trained with one of them on would silently behave differently here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from deltamem.errors import ConfigError
+
+PROJECTIONS = ("q", "k", "v", "o")
+"""The attention projections a correction can be added to, in the order of `delta_scale_raw`."""
+
+_CHOICES = {
+    "memory_write_granularity": ("token", "message_mean", "sentence_mean"),
+    "state_update_mode": ("standard", "lambda_outside", "no_lambda"),
+    "output_init": ("zero", "random", "base_slice", "base_slice_fixed"),
+    "delta_scale_granularity": ("layer", "head"),
+    "delta_scale_parameterization": ("alpha_over_rank",),
+}
+
+_RETIRED: dict[str, Any] = {
+    "num_memory_partitions": 1,
+    "num_global_memory_partitions": 0,
+    "memory_partition_routing": "soft",
+    "memory_partition_basis": "shared",
+    "tie_memory_partition_read_write": False,
+    "memory_partition_read_mode": "softmax",
+    "memory_partition_sigmoid_gate_bias_init": -2.0,
+    "slot_read_top_k": 0,
+    "global_memory_mode": "shared_rw",
+    "global_memory_read_top_k": 0,
+    "global_memory_merge_mode": "gated_residual",
+    "global_memory_gate_bias_init": -2.0,
+    "global_memory_read_logit_bias": 0.0,
+    "memory_reader_layers": [],
+    "memory_reader_hidden_size": 1024,
+    "memory_reader_residual_scale": 0.1,
+    "memory_reader_read_only": True,
+    "memory_readout_mode": "delta",
+    "memory_write_source": "learned_hidden",
+    "memory_write_proposals_per_message": 2,
+    "synthetic_memory_slots": 1,
+    "latent_memory_layers": [],
+    "latent_memory_hidden_size": 1024,
+    "latent_memory_residual_scale": 0.1,
+    "latent_memory_slots": 4,
+    "latent_memory_init_std": 0.002,
+    "latent_gate_init": 0.01,
+}
+
+
+@dataclass(frozen=True)
+class DeltaMemConfig:
+    """Configuration of one adapter (arXiv 2605.12357; defaults are the published code's).
+
+    Attributes:
+        rank: r, the side of a state matrix.
+        alpha: corrections are scaled by ``alpha / rank``.
+        num_state_heads: independent state matrices per layer (1 for TSW and SSW, several for MSW).
+        memory_write_granularity: ``token`` (TSW, MSW), ``message_mean`` or ``sentence_mean`` (SSW).
+        normalize_qk: put tanh and L2 normalisation on queries and keys.
+        couple_lambda: retention is ``1 - beta`` rather than a gate of its own.
+        state_update_mode: ``standard``, ``lambda_outside`` or ``no_lambda``.
+        rankwise_gates: one gate per row of the state rather than one per head.
+        beta_bias_init: initial bias of the write gate.
+        delta_heads: which projections are corrected, any of q, k, v, o.
+        target_layers: indices of the adapted layers; empty means all.
+        target_modules: name of the attention module in a layer.
+        output_init: how correction matrices start: ``zero``, ``random``, ``base_slice``, ``base_slice_fixed``.
+        base_slice_ref_width: columns that ``base_slice_fixed`` takes at most.
+        online_gain: scale of the starting correction matrices.
+        delta_o_rmsnorm: RMSNorm on the O correction.
+        delta_o_rmsnorm_eps: its epsilon.
+        trainable_delta_scale: learn a scale for the corrections.
+        delta_scale_init: its starting value.
+        delta_scale_max: its upper bound.
+        delta_scale_granularity: one scale per ``layer``, or one per corrected projection (``head``).
+        delta_scale_parameterization: only ``alpha_over_rank`` exists.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    num_state_heads: int = 1
+    memory_write_granularity: str = "token"
+    normalize_qk: bool = True
+    couple_lambda: bool = True
+    state_update_mode: str = "standard"
+    rankwise_gates: bool = True
+    beta_bias_init: float = -1.5
+    delta_heads: tuple[str, ...] = PROJECTIONS
+    target_layers: tuple[int, ...] = ()
+    target_modules: tuple[str, ...] = field(default=("self_attn",))
+    output_init: str = "zero"
+    base_slice_ref_width: int = 8
+    online_gain: float = 0.05
+    delta_o_rmsnorm: bool = False
+    delta_o_rmsnorm_eps: float = 1e-6
+    trainable_delta_scale: bool = False
+    delta_scale_init: float = 1.0
+    delta_scale_max: float = 2.0
+    delta_scale_granularity: str = "layer"
+    delta_scale_parameterization: str = "alpha_over_rank"
+
+    def __post_init__(self) -> None:
+        # JSON gives lists; a frozen, hashable value wants tuples.
+        for name in ("delta_heads", "target_layers", "target_modules"):
+            value = getattr(self, name)
+            if isinstance(value, str) or not isinstance(value, (list, tuple)):
+                raise ConfigError(f"{name} must be a list, not {value!r}")
+            object.__setattr__(self, name, tuple(value))
+        for f in fields(self):
+            _check_type(f.name, getattr(self, f.name), str(f.type))
+        for name in ("rank", "num_state_heads", "base_slice_ref_width"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        unknown = [p for p in self.delta_heads if p not in PROJECTIONS]
+        if unknown or len(set(self.delta_heads)) != len(self.delta_heads):
+            raise ConfigError(f"delta_heads must be different ones of q, k, v, o, not {list(self.delta_heads)}")
+        if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in self.target_layers):
+            raise ConfigError(f"target_layers must be layer numbers from 0, not {list(self.target_layers)}")
+        if len(set(self.target_layers)) != len(self.target_layers):
+            raise ConfigError(f"target_layers names a layer twice: {list(self.target_layers)}")
+        if len(self.target_modules) != 1 or not isinstance(self.target_modules[0], str):
+            raise ConfigError(f"target_modules must name one attention module, not {list(self.target_modules)}")
+        if not self.couple_lambda and self.state_update_mode == "no_lambda":
+            # Nothing would read the gate, so a file that says so was not meant for this mode.
+            raise ConfigError("state_update_mode no_lambda has no use for couple_lambda false")
+        if not 0 < self.delta_scale_init < self.delta_scale_max:
+            raise ConfigError(
+                f"delta_scale_init must lie between 0 and delta_scale_max ({self.delta_scale_max}), "
+                f"not {self.delta_scale_init}"
+            )
+        if self.memory_write_granularity != "token" and self.num_state_heads != 1:
+            raise ConfigError("segment writes (message_mean, sentence_mean) have one state head")
+
+    @property
+    def gate_width(self) -> int:
+        """Gates per layer: heads * rank when row-wise, else heads."""
+        return self.num_state_heads * (self.rank if self.rankwise_gates else 1)
+
+    @property
+    def writes_segments(self) -> bool:
+        """True for SSW, which writes once per segment."""
+        return self.memory_write_granularity != "token"
+
+    @property
+    def needs_lambda(self) -> bool:
+        """True when retention has a gate of its own."""
+        return not self.couple_lambda
+
+    def to_dict(self) -> dict[str, Any]:
+        """The live keys, as they are written to JSON."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> DeltaMemConfig:
+        """Read the published JSON form.
+
+        Raises:
+            ConfigError: a key is unknown, or a retired option is switched on.
+        """
+        known = {f.name for f in fields(cls)}
+        values: dict[str, Any] = {}
+        for key, value in data.items():
+            if key in known:
+                values[key] = value
+            elif key not in _RETIRED:
+                raise ConfigError(f"unknown configuration key {key!r}")
+            elif value != _RETIRED[key] or isinstance(value, bool) != isinstance(_RETIRED[key], bool):
+                raise ConfigError(
+                    f"configuration key {key!r} is a retired option; only {_RETIRED[key]!r} is supported, not {value!r}"
+                )
+        return cls(**values)
+
+    @classmethod
+    def from_json_file(cls, path: str | Path) -> DeltaMemConfig:
+        """Read `delta_mem_config.json`.
+
+        Raises:
+            ConfigError: the file is missing, is not a JSON object, or holds a bad value.
+        """
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise ConfigError(f"{path} is not JSON") from None
+        if not isinstance(data, dict):
+            raise ConfigError(f"{path} does not hold a JSON object")
+        return cls.from_dict(data)
+
+
+def _check_type(name: str, value: Any, annotation: str) -> None:
+    ok = True
+    if annotation == "bool":
+        ok = isinstance(value, bool)
+    elif annotation == "int":
+        ok = isinstance(value, int) and not isinstance(value, bool)
+    elif annotation == "float":
+        ok = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < float("inf")
+    elif annotation == "str":
+        ok = isinstance(value, str)
+    if not ok:
+        raise ConfigError(f"{name} must be of type {annotation}, not {value!r}")

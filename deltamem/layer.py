@@ -1,0 +1,157 @@
+"""One attention layer's memory: projections, gates, read, write, and the corrections read out of it.
+
+This module holds the adapter's weights for a layer and is a pure function of (hidden states, state). It owns no
+conversation: the state comes in and goes out.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deltamem.config import PROJECTIONS, DeltaMemConfig
+from deltamem.recurrence import Gates, delta_rule, gates_from
+
+_EPS = 1e-6
+
+
+class Signals(NamedTuple):
+    """What a layer computes from hidden states; all (B, T, H, r) except gates that may have a last axis of 1."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gates: Gates
+
+
+class DeltaLayer(nn.Module):
+    """The adapter's weights for one attention layer (arXiv 2605.12357, section on the memory module).
+
+    Args:
+        config: the adapter's configuration.
+        hidden_size: width of the hidden state that enters the attention.
+        out_features: output width of each of the q, k, v and o projections.
+
+    Parameters have the published names: ``memory_{q,k,v}_proj`` (H*r, hidden), ``beta_proj`` (g, hidden),
+    ``beta_bias`` (g), ``lambda_proj`` and ``lambda_bias`` when lambda is free, ``delta_{q,k,v,o}_proj``
+    (out_features, H*r), ``delta_o_rmsnorm_weight`` (hidden), ``delta_scale_raw`` (1 or 4).
+    """
+
+    memory_q_proj: nn.Parameter
+    memory_k_proj: nn.Parameter
+    memory_v_proj: nn.Parameter
+    beta_proj: nn.Parameter
+    beta_bias: nn.Parameter
+    lambda_proj: nn.Parameter
+    lambda_bias: nn.Parameter
+    delta_o_rmsnorm_weight: nn.Parameter
+    delta_scale_raw: nn.Parameter
+
+    def __init__(self, config: DeltaMemConfig, hidden_size: int, out_features: dict[str, int]) -> None:
+        super().__init__()
+        self.config = config
+        self.hidden_size = hidden_size
+        width = config.num_state_heads * config.rank
+        for name, shape in self.shapes(config, hidden_size, out_features).items():
+            self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
+        for name in ("memory_q_proj", "memory_k_proj", "memory_v_proj"):
+            nn.init.kaiming_uniform_(getattr(self, name), a=math.sqrt(5))
+        nn.init.constant_(self.beta_bias, config.beta_bias_init)
+        if config.needs_lambda:
+            nn.init.constant_(self.lambda_bias, -config.beta_bias_init)
+        if config.delta_o_rmsnorm:
+            nn.init.ones_(self.delta_o_rmsnorm_weight)
+        if config.trainable_delta_scale:
+            share = config.delta_scale_init / config.delta_scale_max
+            nn.init.constant_(self.delta_scale_raw, math.log(share / (1 - share)))
+        self._width = width
+
+    @staticmethod
+    def shapes(config: DeltaMemConfig, hidden_size: int, out_features: dict[str, int]) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of a layer's tensors, as they are on disk."""
+        width, gates = config.num_state_heads * config.rank, config.gate_width
+        shapes: dict[str, tuple[int, ...]] = {f"memory_{p}_proj": (width, hidden_size) for p in "qkv"}
+        shapes |= {"beta_proj": (gates, hidden_size), "beta_bias": (gates,)}
+        if config.needs_lambda:
+            shapes |= {"lambda_proj": (gates, hidden_size), "lambda_bias": (gates,)}
+        shapes |= {f"delta_{p}_proj": (out_features[p], width) for p in PROJECTIONS}
+        if config.delta_o_rmsnorm:
+            shapes["delta_o_rmsnorm_weight"] = (out_features["o"],)
+        if config.trainable_delta_scale:
+            shapes["delta_scale_raw"] = (1,) if config.delta_scale_granularity == "layer" else (4,)
+        return shapes
+
+    # Signals
+
+    def signals(self, x: Tensor) -> Signals:
+        """Queries, keys, values and gates of hidden states x (B, T, hidden)."""
+        config = self.config
+        weights = [self.memory_q_proj, self.memory_k_proj, self.memory_v_proj, self.beta_proj]
+        if config.needs_lambda:
+            weights.append(self.lambda_proj)
+        # One product for all projections; they share their input.
+        parts = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(weights)).split([w.shape[0] for w in weights], -1)
+        heads = (config.num_state_heads, config.rank)
+        q, k, v = (part.unflatten(-1, heads) for part in parts[:3])
+        if config.normalize_qk:
+            q, k = _unit(torch.tanh(q)), _unit(torch.tanh(k))
+        beta = self._gate(parts[3], self.beta_bias)
+        lam = self._gate(parts[4], self.lambda_bias) if config.needs_lambda else 1 - beta
+        return Signals(q, k, v, gates_from(beta, lam, config.state_update_mode))
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Queries alone, (B, T, H, r), for a call that only reads."""
+        q = F.linear(x.to(self.memory_q_proj.dtype), self.memory_q_proj)
+        q = q.unflatten(-1, (self.config.num_state_heads, self.config.rank))
+        return _unit(torch.tanh(q)) if self.config.normalize_qk else q
+
+    def _gate(self, raw: Tensor, bias: Tensor) -> Tensor:
+        per_head = self.config.rank if self.config.rankwise_gates else 1
+        return torch.sigmoid(raw + bias).unflatten(-1, (self.config.num_state_heads, per_head))
+
+    # Read and write
+
+    def read(self, x: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Reads of x (B, T, hidden) from a state (B, H, r, r) that stays as it is: (B, T, H*r)."""
+        reads = torch.einsum("bhij,bthj->bthi", state, self.queries(x))
+        if valid is not None:
+            reads = reads.masked_fill(~valid[:, :, None, None], 0.0)
+        return reads.flatten(-2)
+
+    def read_and_write(self, x: Tensor, state: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Token-state write: each token reads, then writes. Reads (B, T, H*r) and the new state."""
+        reads, state = delta_rule(*self.signals(x), state, valid)
+        return reads.flatten(-2), state
+
+    def write_means(self, means: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Sequence-state write: one write for each segment mean (B, M, hidden), in order."""
+        return delta_rule(*self.signals(means), state, valid)[1]
+
+    # Corrections
+
+    def corrects(self, projection: str) -> bool:
+        """Whether this projection ("q", "k", "v" or "o") gets a correction."""
+        return projection in self.config.delta_heads
+
+    def correction(self, projection: str, reads: Tensor) -> Tensor:
+        """What is added to a projection's output, (B, T, out_features), from reads (B, T, H*r)."""
+        config = self.config
+        scale: Tensor | float = config.alpha / config.rank
+        if config.trainable_delta_scale:
+            raw = self.delta_scale_raw
+            one = raw[0] if raw.numel() == 1 else raw[PROJECTIONS.index(projection)]
+            scale = scale * torch.sigmoid(one) * config.delta_scale_max
+        delta = F.linear(reads, getattr(self, f"delta_{projection}_proj")) * scale
+        if projection == "o" and config.delta_o_rmsnorm:
+            delta = delta.float()
+            variance = delta.pow(2).mean(-1, keepdim=True)
+            delta = delta * torch.rsqrt(variance + config.delta_o_rmsnorm_eps) * self.delta_o_rmsnorm_weight
+        return delta
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_EPS)

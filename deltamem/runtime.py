@@ -1,0 +1,259 @@
+"""What happens during a call of the model: which mode, which tokens are padding, and each layer's state.
+
+`Runtime` is the only mutable part of a memory. A session puts its state in before a call and takes it out after;
+nothing here knows about conversations, files or text.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltamem.attach import AttentionSite
+from deltamem.errors import StateError
+from deltamem.layer import DeltaLayer
+from deltamem.segments import SegmentPlan, plan_segments
+
+Mode = Literal["write", "read", "off"]
+
+_REPLAYS_KEPT = 256
+"""Entry states remembered per layer for gradient checkpointing; older ones belong to finished backwards."""
+
+
+@dataclass(frozen=True)
+class Directions:
+    """How the next calls are to be run; set by `DeltaMemory`'s context managers."""
+
+    mode: Mode = "read"
+    segments: Tensor | None = None
+    padding: Tensor | None = None
+
+
+@dataclass
+class Call:
+    """One call of the model: its directions, and what is worked out once for all layers."""
+
+    directions: Directions
+    attention_mask: Any = None
+    _prepared: bool = False
+    valid: Tensor | None = None
+    plan: SegmentPlan | None = None
+
+    def prepare(self, batch: int, tokens: int, device: torch.device, segment_writes: bool) -> None:
+        """Work out padding and segments, now that the call's shape is known."""
+        if self._prepared:
+            return
+        self.valid = self._valid(batch, tokens, device)
+        if segment_writes and self.directions.mode == "write" and self.directions.segments is not None:
+            segments = self.directions.segments.to(device)
+            if tuple(segments.shape) != (batch, tokens):
+                raise StateError(f"segments are {tuple(segments.shape)} where the call has {(batch, tokens)} tokens")
+            self.plan = plan_segments(segments, self.valid)
+        self._prepared = True
+
+    def _valid(self, batch: int, tokens: int, device: torch.device) -> Tensor | None:
+        mask = self.directions.padding
+        if mask is not None:
+            if tuple(mask.shape) != (batch, tokens):
+                raise StateError(f"padding is {tuple(mask.shape)} where the call has {(batch, tokens)} tokens")
+            return ~mask.to(device=device, dtype=torch.bool)
+        mask = self.attention_mask
+        if mask is None:
+            return None
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
+            if batch == 1:
+                return None  # a single sequence is never padded in practice
+            raise StateError(
+                "the model was called with an attention mask that is not 2-D; say which tokens are padding with "
+                "writing(padding=...) or reading(padding=...)"
+            )
+        # With a KV cache the mask covers the past as well; the call's own tokens are the last columns.
+        valid = mask[:, -tokens:].to(device=device, dtype=torch.bool)
+        if tuple(valid.shape) != (batch, tokens):
+            raise StateError(f"the attention mask is {tuple(mask.shape)} where the call has {(batch, tokens)} tokens")
+        return valid
+
+
+class _Entry(NamedTuple):
+    """What a layer saw when a call entered it; a checkpointed backward needs to see it again."""
+
+    call: Call
+    state: Tensor
+    collecting: bool
+
+
+@dataclass
+class _Layer:
+    site: AttentionSite
+    weights: DeltaLayer
+    state: Tensor
+    reads: Tensor | None = None
+    segment_sum: Tensor | None = None
+    replay: _Entry | None = None
+    replays: OrderedDict[int, _Entry] = field(default_factory=OrderedDict)
+
+
+class Runtime:
+    """The states of all layers while they are in use, and the rules for changing them.
+
+    Args:
+        sites: where the layers sit.
+        weights: their adapter weights, in the same order.
+    """
+
+    def __init__(self, sites: list[AttentionSite], weights: list[DeltaLayer]) -> None:
+        self.directions = Directions()
+        self.segment_counts: Tensor | None = None
+        self._call: Call | None = None
+        self._depth = 0
+        config = weights[0].config
+        self._segment_writes = config.writes_segments
+        self._shape = (config.num_state_heads, config.rank, config.rank)
+        self.layers = [_Layer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
+
+    def _empty(self, weights: DeltaLayer, batch: int) -> Tensor:
+        like = weights.memory_q_proj
+        return torch.zeros(batch, *self._shape, device=like.device, dtype=like.dtype)
+
+    def reset(self, batch_size: int) -> None:
+        """Empty all states."""
+        for layer in self.layers:
+            layer.state = self._empty(layer.weights, batch_size)
+            layer.segment_sum = None
+        self.segment_counts = None
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences the states are for."""
+        return self.layers[0].state.shape[0]
+
+    # Segments across calls
+
+    def open_segment(self) -> None:
+        """Begin a segment; tokens of the following writing calls are gathered until it is closed."""
+        if self.segment_counts is not None:
+            raise StateError("a segment is open already; close it first")
+        self.segment_counts = torch.zeros(self.batch_size, device=self.layers[0].state.device)
+
+    def close_segment(self) -> None:
+        """Write the mean of the gathered hidden states, and begin anew."""
+        counts = self.segment_counts
+        if counts is None:
+            raise StateError("no segment is open")
+        for layer in self.layers:
+            if layer.segment_sum is not None:
+                here = counts.to(layer.segment_sum.device)
+                means = (layer.segment_sum / here.clamp_min(1)[:, None])[:, None]  # (B, 1, hidden)
+                layer.state = layer.weights.write_means(means, _usable(layer.state), (here > 0)[:, None])
+            layer.segment_sum = None
+        self.segment_counts = None
+
+    # During a call
+
+    def begin(self, attention_mask: Any) -> None:
+        """A call of the model begins (calls nest: the causal LM calls the decoder)."""
+        if self._depth == 0:
+            self._call = Call(self.directions, attention_mask)
+        self._depth += 1
+
+    def end(self) -> None:
+        """The innermost call ended, well or not."""
+        self._depth = max(0, self._depth - 1)
+        if self._depth == 0:
+            self._call = None
+
+    def enter_block(self, i: int, hidden: Tensor) -> None:
+        """A decoder layer is entered; with gradient checkpointing, remember or recall its entry state.
+
+        A recomputation runs in the backward, outside any call of the model, on the very tensor the forward was
+        given; both are how it is told apart.
+        """
+        layer = self.layers[i]
+        layer.replay = None
+        if not (layer.site.block.training and getattr(layer.site.block, "gradient_checkpointing", False)):
+            return
+        key = hidden.data_ptr()
+        if self._depth == 0 and key in layer.replays:
+            layer.replay = layer.replays[key]
+        elif self._call is not None:
+            collecting = self.segment_counts is not None
+            layer.replays[key] = _Entry(self._call, layer.state, collecting)
+            layer.replays.move_to_end(key)
+            while len(layer.replays) > _REPLAYS_KEPT:
+                layer.replays.popitem(last=False)
+
+    def enter_attention(self, i: int, hidden: Tensor) -> None:
+        """Hidden states (B, T, hidden) enter layer i's attention: read, and write where that is the mode."""
+        layer = self.layers[i]
+        replay, layer.replay = layer.replay, None
+        if replay is not None:
+            entry = replay
+        else:
+            call = self._call if self._call is not None else Call(self.directions)
+            entry = _Entry(call, layer.state, self.segment_counts is not None)
+        mode = entry.call.directions.mode
+        if mode == "off":
+            layer.reads = None
+            return
+        batch, tokens = hidden.shape[:2]
+        if entry.state.shape[0] != batch:
+            raise StateError(
+                f"the state holds {entry.state.shape[0]} sequence(s) and the call has {batch}; "
+                f"reset(batch_size={batch}) or give a state of that batch"
+            )
+        entry.call.prepare(batch, tokens, hidden.device, self._segment_writes)
+        if layer.weights.memory_q_proj.device != hidden.device:
+            layer.weights.to(hidden.device)  # the model was moved after attaching
+        if torch.is_autocast_enabled(hidden.device.type):
+            with torch.autocast(hidden.device.type, enabled=False):
+                state = self._run(layer, entry, hidden)
+        else:
+            state = self._run(layer, entry, hidden)
+        if mode == "write" and replay is None:
+            layer.state = state
+            if i == 0 and self.segment_counts is not None:
+                self._count(entry.call, batch, tokens)
+
+    def _run(self, layer: _Layer, entry: _Entry, hidden: Tensor) -> Tensor:
+        call, weights = entry.call, layer.weights
+        state = _usable(entry.state).to(hidden.device)
+        if call.directions.mode == "read":
+            layer.reads = weights.read(hidden, state, call.valid)
+            return state
+        if self._segment_writes and (call.plan is not None or entry.collecting):
+            layer.reads = weights.read(hidden, state, call.valid)
+            wide = hidden.to(weights.memory_q_proj.dtype)
+            if call.plan is None:
+                self._gather(layer, wide, call.valid)
+                return state
+            means = call.plan.weights.to(wide.dtype) @ wide
+            return weights.write_means(means, state, call.plan.valid) if means.shape[1] else state
+        layer.reads, state = weights.read_and_write(hidden, state, call.valid)
+        return state
+
+    def _gather(self, layer: _Layer, hidden: Tensor, valid: Tensor | None) -> None:
+        kept = hidden if valid is None else hidden.masked_fill(~valid[..., None], 0.0)
+        total = kept.sum(1)
+        layer.segment_sum = total if layer.segment_sum is None else layer.segment_sum + total
+
+    def _count(self, call: Call, batch: int, tokens: int) -> None:
+        assert self.segment_counts is not None
+        more = torch.full((batch,), tokens) if call.valid is None else call.valid.sum(-1)
+        self.segment_counts = self.segment_counts + more.to(self.segment_counts.device)
+
+    def bend(self, i: int, projection: str, output: Tensor) -> Tensor:
+        """A projection of layer i returned: add its correction."""
+        layer = self.layers[i]
+        reads = layer.reads
+        if reads is None or not layer.weights.corrects(projection):
+            return output
+        return output + layer.weights.correction(projection, reads).to(output.dtype)
+
+
+def _usable(state: Tensor) -> Tensor:
+    """A state made under inference mode cannot enter a graph; a copy of it can."""
+    return state.clone() if state.is_inference() and not torch.is_inference_mode_enabled() else state
