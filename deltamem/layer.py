@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem.config import PROJECTIONS, DeltaMemConfig
-from deltamem.recurrence import Gates, delta_rule, gates_from
+from deltamem.recurrence import Gates, delta_rule, gates_from, mask_gates
 
 _EPS = 1e-6
 
@@ -122,9 +122,17 @@ class DeltaLayer(nn.Module):
             reads = reads.masked_fill(~valid[:, :, None, None], 0.0)
         return reads.flatten(-2)
 
-    def read_and_write(self, x: Tensor, state: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Token-state write: each token reads, then writes. Reads (B, T, H*r) and the new state."""
-        reads, state = delta_rule(*self.signals(x), state, valid)
+    def read_and_write(
+        self, x: Tensor, state: Tensor, valid: Tensor | None = None, written: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Token-state write: each token reads, then writes. Reads (B, T, H*r) and the new state.
+
+        Padding (not `valid`) does neither; a token that is not `written` (B, T) reads only.
+        """
+        q, k, v, gates = self.signals(x)
+        if written is not None:
+            gates = mask_gates(gates, written, self.config.rank)
+        reads, state = delta_rule(q, k, v, gates, state, valid)
         return reads.flatten(-2), state
 
     def write_means(self, means: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -10,10 +10,10 @@ It puts the hooks on, keeps the adapter's weights and the state in use, and says
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -154,18 +154,27 @@ class DeltaMemory:
 
     # Modes
 
-    def writing(self, segments: Tensor | None = None, padding: Tensor | None = None) -> _Mode:
+    def writing(
+        self,
+        segments: Tensor | None = None,
+        padding: Tensor | None = None,
+        written: Tensor | None = None,
+        local_gradient: bool = False,
+    ) -> _Mode:
         """Calls inside read and write.
 
         Args:
             segments: (B, T) segment number of each token, -1 for none (SSW; other adapters ignore it).
             padding: (B, T), true where a token is padding; otherwise taken from the call's attention mask.
+            written: (B, T), false where a token is to read but not to write (a system prompt, say).
+            local_gradient: for training. The state carries gradient to the weights that wrote it, and none goes
+                through the backbone, so the call itself can run under `torch.no_grad()` at a third of the cost.
         """
-        return _Mode(self._runtime, Directions("write", segments, padding))
+        return _Mode(self._runtime, Directions("write", segments, padding, written, local_gradient))
 
     def reading(self, padding: Tensor | None = None) -> _Mode:
         """Calls inside read and leave the state as it is."""
-        return _Mode(self._runtime, Directions("read", None, padding))
+        return _Mode(self._runtime, Directions("read", padding=padding))
 
     def disabled(self) -> _Mode:
         """Calls inside are the frozen backbone's, bit for bit."""
@@ -196,14 +205,25 @@ class DeltaMemory:
 
     # Hooks
 
+    def watch(self, seen: Callable[[int, Tensor], None]) -> Callable[[], None]:
+        """Have `seen` called with (position in `layer_indices`, hidden states entering that attention).
+
+        Returns:
+            A function that ends it.
+        """
+        hooks = Hooks()
+        for i, site in enumerate(self._sites):
+            hooks.on_attention(site, partial(seen, i), lambda _name, output: output)
+        return hooks.remove
+
     def _put_hooks(self) -> None:
         runtime = self._runtime
         decoder = getattr(self.model, "base_model", None)
         for module in {id(m): m for m in (self.model, decoder) if isinstance(m, nn.Module)}.values():
             self._hooks.on_call(module, runtime.begin, runtime.end)
         for i, site in enumerate(self._sites):
-            self._hooks.on_block(site, _bound(runtime.enter_block, i))
-            self._hooks.on_attention(site, _bound(runtime.enter_attention, i), _bound(runtime.bend, i))
+            self._hooks.on_block(site, partial(runtime.enter_block, i))
+            self._hooks.on_attention(site, partial(runtime.enter_attention, i), partial(runtime.bend, i))
 
     def detach(self) -> None:
         """Take the memory off; the model is as it was before."""
@@ -226,13 +246,6 @@ class _Mode:
 
     def __exit__(self, *_: object) -> None:
         self._runtime.directions = self._before.pop()
-
-
-def _bound(function: Any, i: int) -> Any:
-    def call(*args: Any) -> Any:
-        return function(i, *args)
-
-    return call
 
 
 def _device_of(module: nn.Module) -> torch.device:

@@ -7,6 +7,7 @@ nothing here knows about conversations, files or text.
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +32,8 @@ class Directions:
     mode: Mode = "read"
     segments: Tensor | None = None
     padding: Tensor | None = None
+    written: Tensor | None = None
+    local_gradient: bool = False
 
 
 @dataclass
@@ -41,6 +44,7 @@ class Call:
     attention_mask: Any = None
     _prepared: bool = False
     valid: Tensor | None = None
+    written: Tensor | None = None
     plan: SegmentPlan | None = None
 
     def prepare(self, batch: int, tokens: int, device: torch.device, segment_writes: bool) -> None:
@@ -48,12 +52,22 @@ class Call:
         if self._prepared:
             return
         self.valid = self._valid(batch, tokens, device)
+        if self.directions.written is not None:
+            self.written = self.directions.written.to(device=device, dtype=torch.bool)
+            if tuple(self.written.shape) != (batch, tokens):
+                raise StateError(f"written is {tuple(self.written.shape)} where the call has {(batch, tokens)} tokens")
         if segment_writes and self.directions.mode == "write" and self.directions.segments is not None:
             segments = self.directions.segments.to(device)
             if tuple(segments.shape) != (batch, tokens):
                 raise StateError(f"segments are {tuple(segments.shape)} where the call has {(batch, tokens)} tokens")
             self.plan = plan_segments(segments, self.valid)
         self._prepared = True
+
+    def gathered(self) -> Tensor | None:
+        """Tokens that an open segment takes in, (B, T), or None for all."""
+        if self.valid is None or self.written is None:
+            return self.valid if self.written is None else self.written
+        return self.valid & self.written
 
     def _valid(self, batch: int, tokens: int, device: torch.device) -> Tensor | None:
         mask = self.directions.padding
@@ -208,11 +222,16 @@ class Runtime:
         entry.call.prepare(batch, tokens, hidden.device, self._segment_writes)
         if layer.weights.memory_q_proj.device != hidden.device:
             layer.weights.to(hidden.device)  # the model was moved after attaching
-        if torch.is_autocast_enabled(hidden.device.type):
-            with torch.autocast(hidden.device.type, enabled=False):
+        with ExitStack() as stack:
+            if torch.is_autocast_enabled(hidden.device.type):
+                stack.enter_context(torch.autocast(hidden.device.type, enabled=False))
+            if entry.call.directions.local_gradient:
+                stack.enter_context(torch.enable_grad())
+                state = self._run(layer, entry, hidden.detach())
+                assert layer.reads is not None
+                layer.reads = layer.reads.detach()
+            else:
                 state = self._run(layer, entry, hidden)
-        else:
-            state = self._run(layer, entry, hidden)
         if mode == "write" and replay is None:
             layer.state = state
             if i == 0 and self.segment_counts is not None:
@@ -228,11 +247,11 @@ class Runtime:
             layer.reads = weights.read(hidden, state, call.valid)
             wide = hidden.to(weights.memory_q_proj.dtype)
             if call.plan is None:
-                self._gather(layer, wide, call.valid)
+                self._gather(layer, wide, call.gathered())
                 return state
             means = call.plan.weights.to(wide.dtype) @ wide
             return weights.write_means(means, state, call.plan.valid) if means.shape[1] else state
-        layer.reads, state = weights.read_and_write(hidden, state, call.valid)
+        layer.reads, state = weights.read_and_write(hidden, state, call.valid, call.written)
         return state
 
     def _gather(self, layer: _Layer, hidden: Tensor, valid: Tensor | None) -> None:
@@ -242,7 +261,8 @@ class Runtime:
 
     def _count(self, call: Call, batch: int, tokens: int) -> None:
         assert self.segment_counts is not None
-        more = torch.full((batch,), tokens) if call.valid is None else call.valid.sum(-1)
+        gathered = call.gathered()
+        more = torch.full((batch,), tokens) if gathered is None else gathered.sum(-1)
         self.segment_counts = self.segment_counts + more.to(self.segment_counts.device)
 
     def bend(self, i: int, projection: str, output: Tensor) -> Tensor:

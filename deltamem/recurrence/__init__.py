@@ -20,14 +20,22 @@ A token that is not valid reads zero and leaves S as it was.
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from deltamem.recurrence.chunked import delta_rule_chunked
-from deltamem.recurrence.gates import Gates, gates_from
+from deltamem.recurrence.gates import Gates, gates_from, mask_gates
 from deltamem.recurrence.naive import delta_rule_naive
 from deltamem.recurrence.step import delta_rule_step
 
-__all__ = ["Gates", "delta_rule", "delta_rule_chunked", "delta_rule_naive", "delta_rule_step", "gates_from"]
-
-from torch import Tensor
+__all__ = [
+    "Gates",
+    "delta_rule",
+    "delta_rule_chunked",
+    "delta_rule_naive",
+    "delta_rule_step",
+    "gates_from",
+    "mask_gates",
+]
 
 
 def delta_rule(

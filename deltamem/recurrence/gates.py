@@ -34,12 +34,12 @@ def gates_from(beta: Tensor, lam: Tensor, mode: str) -> Gates:
     raise ValueError(f"unknown state_update_mode {mode!r}")
 
 
-def mask_gates(gates: Gates, valid: Tensor | None, rank: int) -> Gates:
-    """Gates spread over r rows, with those of padding set so that the state passes through unchanged."""
+def mask_gates(gates: Gates, written: Tensor | None, rank: int) -> Gates:
+    """Gates spread over r rows, with those of tokens not written set so that the state passes through unchanged."""
     keep, erase, write = (g.expand(*g.shape[:-1], rank) for g in gates)
-    if valid is None:
+    if written is None:
         return Gates(keep, erase, write)
-    here = valid[:, :, None, None]
+    here = written[:, :, None, None]
     return Gates(keep.masked_fill(~here, 1.0), erase.masked_fill(~here, 0.0), write.masked_fill(~here, 0.0))
 
 

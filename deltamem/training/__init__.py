@@ -1,0 +1,1 @@
+"""Training an adapter: episodes, their batches, the starting point, the objective and the loop."""

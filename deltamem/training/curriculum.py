@@ -1,0 +1,56 @@
+"""A curriculum that waits: the task gets harder only once it is mastered at the level it has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deltamem.training.synthetic import Difficulty
+
+STAGES: tuple[Difficulty, ...] = (
+    Difficulty(pool=32, facts=2),
+    Difficulty(pool=128, facts=2),
+    Difficulty(pool=512, facts=2, small_talk=1),
+    Difficulty(pool=2048, facts=3, small_talk=1, long_values=0.1),
+    Difficulty(pool=6144, facts=3, small_talk=1, long_values=0.2),
+    Difficulty(facts=4, small_talk=2, long_values=0.2),
+    Difficulty(facts=6, small_talk=3, long_values=0.2),
+)
+"""Pool of values first (from few values the layers learn to copy at all), then facts side by side, then distance."""
+
+
+@dataclass
+class WaitingCurriculum:
+    """Moves to the next stage when the running accuracy on values passes a mark.
+
+    Attributes:
+        stages: difficulties in order.
+        mark: accuracy that ends a stage.
+        patience: fewest steps in a stage.
+        memory: factor of the running average.
+        stage: index of the current stage.
+        accuracy: running accuracy in it.
+        steps: steps spent in it.
+    """
+
+    stages: Sequence[Difficulty] = STAGES
+    mark: float = 0.75
+    patience: int = 10
+    memory: float = 0.9
+    stage: int = 0
+    accuracy: float = 0.0
+    steps: int = 0
+
+    @property
+    def difficulty(self) -> Difficulty:
+        """What the next episodes should be like."""
+        return self.stages[self.stage]
+
+    def update(self, accuracy: float) -> bool:
+        """Take in a step's accuracy; true when the stage changed."""
+        self.steps += 1
+        self.accuracy = self.memory * self.accuracy + (1 - self.memory) * accuracy
+        if self.stage + 1 < len(self.stages) and self.steps >= self.patience and self.accuracy > self.mark:
+            self.stage, self.steps, self.accuracy = self.stage + 1, 0, 0.3
+            return True
+        return False

@@ -1,0 +1,100 @@
+"""Episodes: what is told, and what is asked about it afterwards from memory alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deltamem.errors import DataError
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user's message and the reply to it; both are written into the state."""
+
+    user: str
+    reply: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question put in a fresh context, with the state as the only trace of the history.
+
+    Attributes:
+        text: the question.
+        answer: the reply that is expected.
+        value: the part of the answer that had to be remembered; None weighs all of it alike.
+        topic: what it is about, e.g. a relation's name.
+    """
+
+    text: str
+    answer: str
+    value: str | None = None
+    topic: str = ""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One training or evaluation example.
+
+    Attributes:
+        history: the turns that are written, in order.
+        questions: what is asked afterwards, each apart from the others.
+    """
+
+    history: tuple[Turn, ...]
+    questions: tuple[Question, ...]
+
+
+def load_episodes(path: str | Path) -> list[Episode]:
+    """Read chats from JSON lines.
+
+    A line holds ``{"messages": [{"role", "content"}, ...]}``: everything before the last user message is
+    written, that message is asked, and the reply after it is expected.
+
+    Raises:
+        DataError: a line cannot be used; the message names the file and the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}") from None
+    episodes = [episode for episode in _parse(path, lines)]
+    if not episodes:
+        raise DataError(f"{path} holds no episodes")
+    return episodes
+
+
+def _parse(path: str | Path, lines: list[str]) -> Iterator[Episode]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError):
+            raise DataError(f"{where}: not JSON") from None
+        messages = data.get("messages") if isinstance(data, dict) else None
+        if not isinstance(messages, list) or not all(_is_message(m) for m in messages):
+            raise DataError(f'{where}: expected {{"messages": [{{"role": ..., "content": ...}}, ...]}}')
+        said = [m for m in messages if m["role"] != "system"]
+        if len(said) < 4 or said[-1]["role"] != "assistant" or said[-2]["role"] != "user":
+            raise DataError(f"{where}: needs at least two turns and must end with a question and its answer")
+        if any(m["role"] != ("user", "assistant")[i % 2] for i, m in enumerate(said)):
+            raise DataError(f"{where}: user and assistant must take turns, the user first")
+        history = tuple(
+            Turn(user["content"], reply["content"]) for user, reply in zip(said[:-2:2], said[1:-2:2], strict=True)
+        )
+        yield Episode(history, (Question(said[-2]["content"], said[-1]["content"]),))
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict)
+        and message.get("role") in ("system", "user", "assistant")
+        and isinstance(message.get("content"), str)
+        and bool(message["content"])
+    )

@@ -1,0 +1,145 @@
+"""The two passes of an episode: write the histories, then ask the questions.
+
+The opening of a conversation (the system prompt) is run by the frozen backbone, here as in a chat, so its keys and
+values are the same for every row and are worked out once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import DynamicCache
+
+from deltamem.chat_format import ChatFormat
+from deltamem.memory import DeltaMemory
+from deltamem.state import MemoryState
+from deltamem.training.batches import ReadBatch, WriteBatch
+
+
+@contextmanager
+def _removing(handle: Any) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Passes:
+    """Runs batches through a backbone with memory.
+
+    Args:
+        memory: attached to the backbone.
+        form: the conversation's fixed parts.
+    """
+
+    def __init__(self, memory: DeltaMemory, form: ChatFormat) -> None:
+        self.memory = memory
+        self.form = form
+        self.model: Any = memory.model
+        self.device = next(self.model.parameters()).device
+        with torch.no_grad(), memory.disabled():
+            out = self.model(input_ids=torch.tensor([form.opening], device=self.device), use_cache=True)
+        self._opening = [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+
+    def opening_cache(self, batch: int) -> DynamicCache:
+        """A KV cache that holds the opening, for a batch."""
+        cache = DynamicCache(config=self.model.config)
+        for i, (keys, values) in enumerate(self._opening):
+            cache.update(keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1), i)
+        return cache
+
+    def _mask(self, valid: Tensor) -> Tensor:
+        before = torch.ones(valid.shape[0], len(self.form.opening), dtype=torch.long, device=valid.device)
+        return torch.cat([before, valid.long()], dim=1)
+
+    def _positions(self, valid: Tensor) -> Tensor:
+        return (len(self.form.opening) - 1 + valid.long().cumsum(-1)).clamp_min(0)
+
+    def write(self, batch: WriteBatch, local_gradient: bool = True, start: MemoryState | None = None) -> MemoryState:
+        """Write histories into empty states (or those of `start`), and return what is left.
+
+        With `local_gradient` the gradient reaches the weights through the state alone; the backbone runs without.
+        """
+        batch = WriteBatch(*(t.to(self.device) for t in vars(batch).values()))
+        count = batch.ids.shape[0]
+        if start is None:
+            self.memory.reset(count)
+        else:
+            self.memory.state = start
+        segments = batch.segments if self.memory.config.writes_segments else None
+        mode = self.memory.writing(segments=segments, written=batch.written, local_gradient=local_gradient)
+        with torch.no_grad() if local_gradient else nullcontext(), mode:
+            self.model.base_model(
+                input_ids=batch.ids,
+                attention_mask=self._mask(batch.valid),
+                position_ids=self._positions(batch.valid),
+                past_key_values=self.opening_cache(count),
+                use_cache=True,
+            )
+        return self.memory.state
+
+    def read(self, batch: ReadBatch, state: MemoryState | None) -> Tensor:
+        """Logits (M, vocabulary) for the M targets that count, row by row; a state of None asks the frozen backbone."""
+        count, kept = batch.targets.shape
+        valid = batch.valid.to(self.device)
+        if state is None:
+            mode = self.memory.disabled()
+        else:
+            self.memory.state = state.select(batch.rows.tolist())
+            mode = self.memory.reading()
+        present = (batch.targets != -100).to(self.device)
+        # The output layer is the largest product by far: give it the positions that count and no others.
+        head = self.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(lambda _, args: (args[0][present],))
+        with mode, _removing(hook):
+            logits: Tensor = self.model(
+                input_ids=batch.ids.to(self.device),
+                attention_mask=self._mask(valid),
+                position_ids=self._positions(valid),
+                past_key_values=self.opening_cache(count),
+                use_cache=True,
+                logits_to_keep=kept,
+            ).logits
+        return logits
+
+    @torch.no_grad()
+    def reply(self, prompts: Iterable[str], state: MemoryState | None, max_tokens: int) -> list[str]:
+        """Greedy replies to prompts, prompt i asked of the state's sequence i (None: the frozen backbone)."""
+        asks = [self.form.text(p) + self.form.answer for p in prompts]
+        length = max(map(len, asks))
+        ids = torch.zeros(len(asks), length, dtype=torch.long, device=self.device)
+        valid = torch.zeros(len(asks), length, dtype=torch.bool, device=self.device)
+        for i, ask in enumerate(asks):
+            ids[i, -len(ask) :] = torch.tensor(ask)
+            valid[i, -len(ask) :] = True
+        mask, positions = self._mask(valid), self._positions(valid)
+        if state is not None:
+            self.memory.state = state
+        cache = self.opening_cache(len(asks))
+        said: list[list[int]] = [[] for _ in asks]
+        done = [False] * len(asks)
+        with self.memory.disabled() if state is None else self.memory.reading():
+            for _ in range(max_tokens):
+                out = self.model(
+                    input_ids=ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                ids = out.logits[:, -1].argmax(-1, keepdim=True)
+                mask = F.pad(mask, (0, 1), value=1)
+                positions = positions[:, -1:] + 1
+                for i, token in enumerate(ids[:, 0].tolist()):
+                    done[i] = done[i] or token in self.form.stops
+                    if not done[i]:
+                        said[i].append(token)
+                if all(done):
+                    break
+        return [self.form.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
