@@ -22,6 +22,8 @@ from deltamem.layer import DeltaLayer
 CONFIG_FILE = "delta_mem_config.json"
 NATIVE_FILE = "delta_mem_adapter.safetensors"
 PUBLISHED_FILE = "delta_mem_adapter.pt"
+SHIPPED = Path(__file__).parent / "adapters"
+"""Adapters that come with the package, a directory each."""
 
 
 def load_adapter(name_or_path: str | Path) -> tuple[DeltaMemConfig, dict[str, Tensor]]:
@@ -57,8 +59,13 @@ def load_adapter(name_or_path: str | Path) -> tuple[DeltaMemConfig, dict[str, Te
     return config, tensors
 
 
+def shipped_adapters() -> list[str]:
+    """Names of the adapters that come with the package."""
+    return sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG_FILE}"))
+
+
 def resolve_adapter(name_or_path: str | Path) -> Path:
-    """The directory of an adapter: a local one as it is, a hub id from the hub's cache.
+    """The directory of an adapter: a local one as it is, one that ships by its name, a hub id from the hub's cache.
 
     Raises:
         AdapterError: there is no such directory and it cannot be fetched.
@@ -67,8 +74,10 @@ def resolve_adapter(name_or_path: str | Path) -> Path:
     if path.is_dir():
         return path
     name = str(name_or_path)
+    if name in shipped_adapters():
+        return SHIPPED / name
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise AdapterError(f"there is no adapter directory {name_or_path}")
+        raise AdapterError(f"there is no adapter {name!r}: give a directory, a hub id, or one of {', '.join(shipped_adapters())}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
