@@ -1,0 +1,5 @@
+"""``python -m deltamem_cli``."""
+
+from deltamem_cli.app import main
+
+main()

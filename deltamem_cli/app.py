@@ -1,0 +1,328 @@
+"""The Typer app: names, options and late imports, so that help and completion load no torch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltamem import __version__
+from deltamem.errors import DeltaMemError
+from deltamem_cli.options import (
+    AdapterOption,
+    BackboneOption,
+    ContextOption,
+    DeviceOption,
+    JsonOption,
+    MemoryChoice,
+    ProfileOption,
+    QuantizeChoice,
+    QuantizeOption,
+    complete_profiles,
+)
+
+app = typer.Typer(
+    name="deltamem",
+    help="Chat with a language model on your own machine, and have it remember you.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deltamem {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(epilog='Example: deltamem chat --profile work   or   deltamem chat "What is my dog called?"')
+def chat(
+    prompt: Annotated[str | None, typer.Argument(help="Answer this and exit; without it, a chat begins.")] = None,
+    profile: ProfileOption = "default",
+    backbone: BackboneOption = None,
+    adapter: AdapterOption = None,
+    system: Annotated[str | None, typer.Option("--system", "-s", help="System prompt.")] = None,
+    memory: Annotated[MemoryChoice, typer.Option("--memory", help="Read and write, read only, or off.")] = (
+        MemoryChoice.on
+    ),
+    read_only: Annotated[bool, typer.Option("--read-only", help="Read the profile and change nothing.")] = False,
+    lines: Annotated[bool, typer.Option("--lines", help="Piped input: each line is a turn.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a turn.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Replies as plain text, no Markdown.")] = False,
+    context: ContextOption = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the model's own.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Sample among this many tokens.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Least probability relative to the best token.")] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="Above 1 discourages repeats.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest reply in tokens (512).")] = None,
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = QuantizeChoice.auto,
+) -> None:
+    """Chat. What is said is written into the profile's memory, turn by turn."""
+    from deltamem_cli.chat import ChatOptions, run_chat
+
+    run_chat(
+        ChatOptions(
+            prompt=prompt,
+            profile=profile,
+            backbone=backbone,
+            adapter=adapter,
+            system=system,
+            memory=memory.value,
+            read_only=read_only,
+            lines=lines,
+            json=as_json,
+            plain=plain,
+            context=context,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            max_tokens=max_tokens,
+            device=device,
+            quantize=quantize.value,
+        )
+    )
+
+
+@app.command(epilog="Example: deltamem remember notes.txt --profile work")
+def remember(
+    files: Annotated[list[Path], typer.Argument(help="Text files, or saved chats as JSON lines; - is standard input.")],
+    profile: ProfileOption = "default",
+    backbone: BackboneOption = None,
+    adapter: AdapterOption = None,
+    context: ContextOption = None,
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = QuantizeChoice.auto,
+    as_json: JsonOption = False,
+) -> None:
+    """Read text or a saved chat into a profile's memory."""
+    from deltamem_cli.remember import run_remember
+
+    run_remember(files, profile, backbone, adapter, context, device, quantize.value, as_json)
+
+
+@app.command("inspect-state", epilog="Example: deltamem inspect-state work --layer 12")
+def inspect_state(
+    profile: Annotated[
+        str, typer.Argument(help="Name or path of a profile.", autocompletion=complete_profiles)
+    ] = "default",
+    layer: Annotated[int | None, typer.Option("--layer", "-l", help="Draw this layer's matrices.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in a profile: norms, ranks, and what the last turn changed. Loads no backbone."""
+    from deltamem_cli.inspect_state import run_inspect
+
+    run_inspect(profile, layer, as_json)
+
+
+@app.command("train-adapter", epilog="Example: deltamem train-adapter --backbone smollm2-135m --output my-adapter")
+def train_adapter(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the adapter and its checkpoints.")],
+    backbone: BackboneOption = None,
+    data: Annotated[list[Path] | None, typer.Option("--data", help="JSON lines of chats; may be repeated.")] = None,
+    data_share: Annotated[float, typer.Option(help="Share of the episodes that come from --data.")] = 0.5,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 1500,
+    batch: Annotated[int, typer.Option(min=1, help="Histories per step.")] = 16,
+    learning_rate: Annotated[float, typer.Option(help="Peak of AdamW.")] = 2e-3,
+    warmup: Annotated[int, typer.Option(min=1, help="Steps of linear warm-up.")] = 30,
+    decay: Annotated[float, typer.Option(min=0, max=1, help="Share of the steps with cosine decay; 1 is all.")] = 0.35,
+    rank: Annotated[int, typer.Option(min=1, help="Side of a state matrix.")] = 8,
+    heads: Annotated[int, typer.Option(min=1, help="State heads per layer.")] = 1,
+    write: Annotated[str, typer.Option(help="token (TSW, MSW), message_mean or sentence_mean (SSW).")] = "token",
+    update: Annotated[str, typer.Option(help="standard, lambda_outside or no_lambda.")] = "no_lambda",
+    correct: Annotated[str, typer.Option(help="Which of q, k, v, o are corrected.")] = "qo",
+    warm_start: Annotated[bool, typer.Option(help="Fit keys, gates and values on frozen hidden states first.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --output.")] = False,
+    eval_every: Annotated[int, typer.Option(min=1, help="Steps between held-out evaluations.")] = 150,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision of the backbone: auto, float32 or bfloat16.")] = "auto",
+    quantize: QuantizeOption = QuantizeChoice.none,
+) -> None:
+    """Train an adapter for a backbone: the weights that write and read the memory."""
+    from deltamem_cli.train_adapter import TrainOptions, run_train
+
+    run_train(
+        TrainOptions(
+            output=output,
+            backbone=backbone,
+            data=data or [],
+            data_share=data_share,
+            steps=steps,
+            batch=batch,
+            learning_rate=learning_rate,
+            warmup=warmup,
+            decay=decay,
+            rank=rank,
+            heads=heads,
+            write=write,
+            update=update,
+            correct=correct,
+            warm_start=warm_start,
+            seed=seed,
+            resume=resume,
+            eval_every=eval_every,
+            device=device,
+            dtype=dtype,
+            quantize=quantize.value,
+        )
+    )
+
+
+@app.command(epilog="Example: deltamem doctor --json")
+def doctor(as_json: JsonOption = False) -> None:
+    """Versions, device, memory, folders and defaults: what belongs into a bug report."""
+    from deltamem_cli.doctor import run_doctor
+
+    run_doctor(as_json)
+
+
+profiles_app = typer.Typer(rich_markup_mode=None, help="List, show, copy, rename, delete, import and export memory profiles.")
+app.add_typer(profiles_app, name="profiles")
+NameArgument = Annotated[str, typer.Argument(help="Name or path of a profile.", autocompletion=complete_profiles)]
+
+
+@profiles_app.callback(invoke_without_command=True, epilog="Example: deltamem profiles show work")
+def profiles(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List, show, copy, rename, delete, import and export memory profiles."""
+    if context.invoked_subcommand is None:
+        from deltamem_cli.profiles import run_list
+
+        run_list(as_json)
+
+
+@profiles_app.command("list", epilog="Example: deltamem profiles list --json")
+def profiles_list(as_json: JsonOption = False) -> None:
+    """List profiles: backbone, turns, last used, size."""
+    from deltamem_cli.profiles import run_list
+
+    run_list(as_json)
+
+
+@profiles_app.command("show", epilog="Example: deltamem profiles show work --json")
+def profiles_show(name: NameArgument, as_json: JsonOption = False) -> None:
+    """Show what a profile says about itself."""
+    from deltamem_cli.profiles import run_show
+
+    run_show(name, as_json)
+
+
+@profiles_app.command("copy", epilog="Example: deltamem profiles copy work work-before")
+def profiles_copy(
+    source: NameArgument, target: Annotated[str, typer.Argument(help="Name or path of the copy.")]
+) -> None:
+    """Copy a profile."""
+    from deltamem_cli.profiles import run_copy
+
+    run_copy(source, target)
+
+
+@profiles_app.command("rename", epilog="Example: deltamem profiles rename work office")
+def profiles_rename(source: NameArgument, target: Annotated[str, typer.Argument(help="The new name.")]) -> None:
+    """Give a profile another name."""
+    from deltamem_cli.profiles import run_rename
+
+    run_rename(source, target)
+
+
+@profiles_app.command("delete", epilog="Example: deltamem profiles delete work --yes")
+def profiles_delete(
+    name: NameArgument, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False
+) -> None:
+    """Delete a profile."""
+    from deltamem_cli.profiles import run_delete
+
+    run_delete(name, yes)
+
+
+@profiles_app.command("export", epilog="Example: deltamem profiles export work work.safetensors")
+def profiles_export(
+    name: NameArgument, file: Annotated[Path, typer.Argument(help="File to write, ending in .safetensors.")]
+) -> None:
+    """Write a profile to a file of your choice."""
+    from deltamem_cli.profiles import run_export
+
+    run_export(name, file)
+
+
+@profiles_app.command("import", epilog="Example: deltamem profiles import work.safetensors --name office")
+def profiles_import(
+    file: Annotated[Path, typer.Argument(help="A profile file.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name to give it; default: the file's.")] = None,
+) -> None:
+    """Take a profile file in under a name."""
+    from deltamem_cli.profiles import run_import
+
+    run_import(file, name)
+
+
+models_app = typer.Typer(rich_markup_mode=None, help="List, fetch and find backbones.")
+app.add_typer(models_app, name="models")
+
+
+@models_app.callback(invoke_without_command=True, epilog="Example: deltamem models pull smollm2-135m")
+def models(context: typer.Context, as_json: JsonOption = False) -> None:
+    """List, fetch and find backbones."""
+    if context.invoked_subcommand is None:
+        from deltamem_cli.models import run_list
+
+        run_list(as_json)
+
+
+@models_app.command("list", epilog="Example: deltamem models list --json")
+def models_list(as_json: JsonOption = False) -> None:
+    """List the named backbones."""
+    from deltamem_cli.models import run_list
+
+    run_list(as_json)
+
+
+@models_app.command("pull", epilog="Example: deltamem models pull smollm2-135m")
+def models_pull(name: Annotated[str, typer.Argument(help="Alias or hub id.")]) -> None:
+    """Fetch a backbone, to be used offline from then on."""
+    from deltamem_cli.models import run_pull
+
+    run_pull(name)
+
+
+@models_app.command("path", epilog="Example: deltamem models path smollm2-135m")
+def models_path(name: Annotated[str, typer.Argument(help="Alias or hub id.")]) -> None:
+    """Print where a backbone lies on this machine."""
+    from deltamem_cli.models import run_path
+
+    run_path(name)
+
+
+def main() -> None:
+    """Run the command line; an error a person can do something about is one line, exit code 1."""
+    try:
+        app()
+    except DeltaMemError as error:
+        from deltamem_cli.terminal import fail
+
+        fail(str(error))
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output went away; there is nobody left to tell.
+        sys.stderr.close()
+        sys.exit(0)

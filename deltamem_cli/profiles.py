@@ -1,0 +1,108 @@
+"""`deltamem profiles`: what is kept, and moving it about."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from deltamem.errors import ProfileError
+from deltamem_cli.terminal import notice, out, pairs, table, write_json
+
+
+def run_list(as_json: bool) -> None:
+    """All profiles in the folder; one that can't be read is listed as such."""
+    from deltamem.profiles import ProfileStore, load_profile
+
+    store = ProfileStore()
+    found = []
+    for name in store.names():
+        path = store.path(name)
+        try:
+            info = load_profile(path).info
+            found.append({"name": name, "backbone": info.backbone, "turns": info.turns, "updated": info.updated,
+                          "bytes": path.stat().st_size, "error": None})  # fmt: skip
+        except ProfileError as error:
+            found.append({"name": name, "backbone": None, "turns": None, "updated": None,
+                          "bytes": path.stat().st_size if path.exists() else 0, "error": str(error)})  # fmt: skip
+    if as_json:
+        write_json(found)
+    elif not found:
+        notice(f"No profiles yet in {store.folder}. deltamem chat --profile NAME begins one.")
+    else:
+        rows = [
+            (p["name"], p["backbone"] or "can't be read", p["turns"] if p["turns"] is not None else "-",
+             p["updated"] or "-", f"{(p['bytes'] or 0) / 1000:.1f} kB")  # type: ignore[operator]
+            for p in found
+        ]  # fmt: skip
+        table(("name", "backbone", "turns", "last used", "size"), rows, right=("turns", "size"))
+
+
+def run_show(name: str, as_json: bool) -> None:
+    """What a profile says about itself."""
+    from deltamem.profiles import ProfileStore, load_profile
+
+    path = ProfileStore().existing(name)
+    info = load_profile(path).info
+    size = path.stat().st_size
+    if as_json:
+        write_json({"name": name, "path": str(path), "bytes": size, **info.to_dict()})
+        return
+    config = info.adapter_config
+    shape = f"{len(info.layers)} layers, {config['num_state_heads']} x {config['rank']} x {config['rank']} each"
+    pairs([("name", name), ("file", f"{path} ({size / 1000:.1f} kB)"), ("title", info.title or "-"),
+           ("backbone", f"{info.backbone} ({info.backbone_fingerprint})"),
+           ("adapter", f"{info.adapter} ({info.adapter_fingerprint})"), ("state", shape),
+           ("turns", info.turns), ("tokens written", info.tokens),
+           ("created", info.created), ("updated", info.updated)])  # fmt: skip
+
+
+def run_copy(source: str, target: str) -> None:
+    """Copy a profile."""
+    from deltamem.profiles import ProfileStore
+
+    notice(f"Copied to {ProfileStore().copy(source, target)}")
+
+
+def run_rename(source: str, target: str) -> None:
+    """Rename a profile."""
+    from deltamem.profiles import ProfileStore
+
+    notice(f"Renamed to {ProfileStore().rename(source, target)}")
+
+
+def run_delete(name: str, yes: bool) -> None:
+    """Delete a profile, after asking."""
+    from deltamem.profiles import ProfileStore
+
+    store = ProfileStore()
+    path = store.existing(name)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ProfileError(f"deleting {path} needs --yes where nobody can be asked")
+        out.print(f"Delete {path}? [y/N] ", end="", markup=False)
+        if input().strip().lower() not in ("y", "yes"):
+            notice("Nothing was deleted.")
+            return
+    store.delete(name)
+    notice(f"Deleted {path}")
+
+
+def run_export(name: str, file: Path) -> None:
+    """Copy a profile to a file outside the folder."""
+    from deltamem.profiles import ProfileStore
+
+    if file.suffix != ".safetensors":
+        raise ProfileError(f"{file} does not end in .safetensors")
+    notice(f"Exported to {ProfileStore().copy(name, str(file))}")
+
+
+def run_import(file: Path, name: str | None) -> None:
+    """Copy a profile file into the folder, once it has been checked."""
+    from deltamem.profiles import ProfileStore
+
+    if not file.is_file():
+        raise ProfileError(f"there is no file {file}")
+    if file.suffix != ".safetensors":
+        raise ProfileError(f"{file} does not end in .safetensors")
+    target = name or file.stem
+    notice(f"Imported as {ProfileStore().copy(str(file), target)}")
