@@ -119,15 +119,25 @@ class Hooks:
         self._handles.append(model.register_forward_pre_hook(pre, with_kwargs=True))
         self._handles.append(model.register_forward_hook(post, always_call=True))
 
-    def on_block(self, site: AttentionSite, enter: Callable[[Tensor], None]) -> None:
-        """Watch what enters a decoder layer."""
+    def on_block(self, site: AttentionSite, enter: Callable[[Tensor], None], inside: Callable[[Tensor], None]) -> None:
+        """In training, watch what enters a decoder layer, and what enters the modules right inside it.
 
-        def pre(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs.get("hidden_states")
-            if isinstance(hidden, Tensor):
-                enter(hidden)
+        Where the layer is checkpointed its own hooks run once, outside the checkpoint, and those of the modules
+        inside run again in the recomputation; the first of them is given the layer's own input.
+        """
 
-        self._handles.append(site.block.register_forward_pre_hook(pre, with_kwargs=True))
+        def watch(module: nn.Module, seen: Callable[[Tensor], None]) -> None:
+            def pre(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                if site.block.training:
+                    hidden = args[0] if args else kwargs.get("hidden_states")
+                    if isinstance(hidden, Tensor):
+                        seen(hidden)
+
+            self._handles.append(module.register_forward_pre_hook(pre, with_kwargs=True))
+
+        watch(site.block, enter)
+        for module in site.block.children():
+            watch(module, inside)
 
     def on_attention(
         self, site: AttentionSite, enter: Callable[[Tensor], None], bend: Callable[[str, Tensor], Tensor]

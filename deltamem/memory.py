@@ -222,7 +222,7 @@ class DeltaMemory:
         for module in {id(m): m for m in (self.model, decoder) if isinstance(m, nn.Module)}.values():
             self._hooks.on_call(module, runtime.begin, runtime.end)
         for i, site in enumerate(self._sites):
-            self._hooks.on_block(site, partial(runtime.enter_block, i))
+            self._hooks.on_block(site, partial(runtime.enter_block, i), partial(runtime.recall, i))
             self._hooks.on_attention(site, partial(runtime.enter_attention, i), partial(runtime.bend, i))
 
     def detach(self) -> None:

@@ -181,29 +181,31 @@ class Runtime:
             self._call = None
 
     def enter_block(self, i: int, hidden: Tensor) -> None:
-        """A decoder layer is entered; with gradient checkpointing, remember or recall its entry state.
+        """A decoder layer is entered in training; where it is checkpointed, keep the state it enters with.
 
-        A recomputation runs in the backward, outside any call of the model, on the very tensor the forward was
-        given; both are how it is told apart.
+        It is kept under the address of the layer's input: the recomputation runs outside any call of the model, on
+        the very tensor the forward was given.
         """
         layer = self.layers[i]
-        layer.replay = None
-        if not (layer.site.block.training and getattr(layer.site.block, "gradient_checkpointing", False)):
-            return
-        key = hidden.data_ptr()
-        if self._depth == 0 and key in layer.replays:
-            layer.replay = layer.replays[key]
-        elif self._call is not None:
-            collecting = self.segment_counts is not None
-            layer.replays[key] = _Entry(self._call, layer.state, collecting)
+        if self._call is None:
+            self.recall(i, hidden)
+        elif getattr(layer.site.block, "gradient_checkpointing", False):
+            key = hidden.data_ptr()
+            layer.replays[key] = _Entry(self._call, layer.state, self.segment_counts is not None)
             layer.replays.move_to_end(key)
             while len(layer.replays) > _REPLAYS_KEPT:
                 layer.replays.popitem(last=False)
 
+    def recall(self, i: int, hidden: Tensor) -> None:
+        """In a recomputation, find the state that the layer entered with."""
+        layer = self.layers[i]
+        if self._call is None and layer.replays:
+            layer.replay = layer.replays.get(hidden.data_ptr(), layer.replay)
+
     def enter_attention(self, i: int, hidden: Tensor) -> None:
         """Hidden states (B, T, hidden) enter layer i's attention: read, and write where that is the mode."""
         layer = self.layers[i]
-        replay, layer.replay = layer.replay, None
+        replay, layer.replay = layer.replay if self._call is None else None, None
         if replay is not None:
             entry = replay
         else:

@@ -1,0 +1,116 @@
+"""One layer against the equations, written out token by token, for the options that the published vectors leave open."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deltamem import DeltaMemConfig
+from deltamem.layer import DeltaLayer
+
+HIDDEN, OUT = 20, {"q": 16, "k": 8, "v": 8, "o": 20}
+
+
+def make_layer(**options: Any) -> DeltaLayer:
+    torch.manual_seed(1)
+    layer = DeltaLayer(DeltaMemConfig(**{"rank": 4} | options), HIDDEN, OUT).double()
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.4)
+    return layer
+
+
+def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """DESIGN section 1, one token and one head at a time."""
+    c = layer.config
+    r, reads = c.rank, []
+    for x_t in x:
+        q, k, v = (getattr(layer, f"memory_{n}_proj") @ x_t for n in "qkv")
+        beta = torch.sigmoid(layer.beta_proj @ x_t + layer.beta_bias)
+        lam = 1 - beta if c.couple_lambda else torch.sigmoid(layer.lambda_proj @ x_t + layer.lambda_bias)
+        heads, read = [], []
+        for h in range(c.num_state_heads):
+            rows = slice(h * r, (h + 1) * r)
+            q_h, k_h, v_h = q[rows], k[rows], v[rows]
+            if c.normalize_qk:
+                q_h, k_h = (torch.tanh(y) / max(float(torch.tanh(y).norm()), 1e-6) for y in (q_h, k_h))
+            b, y = (g[rows] if c.rankwise_gates else g[h].expand(r) for g in (beta, lam))
+            keep, erase = {
+                "standard": (y, b),
+                "lambda_outside": (y, y * b),
+                "no_lambda": (torch.ones_like(b), b),
+            }[c.state_update_mode]
+            s = state[h]
+            read.append(s @ q_h)
+            heads.append(torch.diag(keep) @ s - torch.diag(erase) @ torch.outer(s @ k_h, k_h)
+                         + torch.diag(b) @ torch.outer(v_h, k_h))  # fmt: skip
+        state = torch.stack(heads)
+        reads.append(torch.cat(read))
+    return torch.stack(reads), state
+
+
+OPTIONS = [
+    {"num_state_heads": heads, "rankwise_gates": rankwise, "couple_lambda": couple, "state_update_mode": mode,
+     "normalize_qk": normalize}
+    for heads, rankwise, couple, mode, normalize in itertools.product(
+        (1, 3), (True, False), (True, False), ("standard", "lambda_outside", "no_lambda"), (True, False)
+    )
+    if couple or mode != "no_lambda"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
+def test_reads_and_writes(options: dict[str, Any]) -> None:
+    layer = make_layer(**options)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, 11, HIDDEN, generator=generator, dtype=torch.float64)
+    heads = layer.config.num_state_heads
+    state = torch.randn(2, heads, 4, 4, generator=generator, dtype=torch.float64)
+    reads, after = layer.read_and_write(x, state)
+    for b in range(2):
+        expected_reads, expected = by_the_book(layer, x[b], state[b])
+        torch.testing.assert_close(reads[b], expected_reads)
+        torch.testing.assert_close(after[b], expected)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "head"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_corrections_with_learned_scales(granularity: str, norm: bool) -> None:
+    layer = make_layer(
+        trainable_delta_scale=True, delta_scale_granularity=granularity, delta_o_rmsnorm=norm, delta_scale_max=3.0
+    )
+    reads = torch.randn(1, 5, 4, dtype=torch.float64)
+    for index, name in enumerate("qkvo"):
+        raw = layer.delta_scale_raw[0 if granularity == "layer" else index]
+        expected = (16 / 4) * torch.sigmoid(raw) * 3.0 * reads @ getattr(layer, f"delta_{name}_proj").T
+        if norm and name == "o":
+            e = expected.float()
+            e = e / torch.sqrt(e.pow(2).mean(-1, keepdim=True) + 1e-6)
+            torch.testing.assert_close(layer.correction(name, reads).float(), e * layer.delta_o_rmsnorm_weight.float())
+        else:
+            torch.testing.assert_close(layer.correction(name, reads), expected)
+
+
+def test_a_token_that_is_not_written_reads_all_the_same() -> None:
+    layer = make_layer()
+    x, state = torch.randn(1, 6, HIDDEN, dtype=torch.float64), torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    written = torch.tensor([[True, False, True, False, False, True]])
+    reads, after = layer.read_and_write(x, state, None, written)
+    _, expected = layer.read_and_write(x[:, [0, 2, 5]], state)
+    torch.testing.assert_close(after, expected)
+    assert (reads.abs().sum(-1) > 0).all()
+
+
+def test_initialisation_is_the_published_one() -> None:
+    config = DeltaMemConfig(rank=4, couple_lambda=False, beta_bias_init=-1.0, trainable_delta_scale=True)
+    layer = DeltaLayer(config, HIDDEN, OUT)
+    assert (layer.beta_proj == 0).all() and (layer.lambda_proj == 0).all()
+    assert (layer.beta_bias == -1.0).all() and (layer.lambda_bias == 1.0).all()
+    assert layer.memory_q_proj.abs().max() <= math.sqrt(1 / HIDDEN) + 1e-6
+    assert float(torch.sigmoid(layer.delta_scale_raw) * config.delta_scale_max) == pytest.approx(1.0)
+    assert all((getattr(layer, f"delta_{p}_proj") == 0).all() for p in "qkvo")
