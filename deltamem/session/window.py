@@ -46,7 +46,6 @@ class ContextWindow:
         self.chunk = max(1, min(CHUNK, budget // 4))
         self.turns: list[list[int]] = []  # token ids by turn; the last is the current one
         self._cache: DynamicCache | None = None
-        self._cached = 0  # conversation tokens in the cache
         self._device = next(model.parameters()).device
 
     def __len__(self) -> int:
@@ -62,14 +61,22 @@ class ContextWindow:
         return [list(turn) for turn in self.turns]
 
     def restore(self, turns: list[list[int]]) -> None:
-        """Hold other tokens; the cache is rebuilt when it is needed."""
+        """Hold other tokens. Where they are how the present ones begin, the cache is cut back, else rebuilt."""
+        kept, present = ([token for turn in all_turns for token in turn] for all_turns in (turns, self.turns))
         self.turns = [list(turn) for turn in turns]
-        self.invalidate()
+        if self._cache is None or present[: len(kept)] != kept or not self._cut(len(self.opening) + len(kept)):
+            self.invalidate()
+
+    def _cut(self, length: int) -> bool:
+        assert self._cache is not None
+        if any(getattr(layer, "is_sliding", False) for layer in self._cache.layers):
+            return False  # what left a sliding window can't be had back
+        self._cache.crop(length)
+        return all(layer.get_seq_length() == length for layer in self._cache.layers)
 
     def invalidate(self) -> None:
         """Forget the cache: what it holds was computed with another state, mode or text."""
         self._cache = None
-        self._cached = 0
 
     def begin_turn(self) -> None:
         """Tokens fed from now on belong to a new turn."""
@@ -113,7 +120,6 @@ class ContextWindow:
         self._ensure(mode)
         logits = self._run(ids, mode(torch.tensor([written]) if any(written) else None))
         self.turns[-1].extend(ids)
-        self._cached += len(ids)
         return logits
 
     def _ensure(self, mode: Mode) -> None:
@@ -124,7 +130,6 @@ class ContextWindow:
             kept = [token for turn in self.turns for token in turn]
             for part in chunks(kept, self.chunk):
                 self._run(part, mode(None))
-            self._cached = len(kept)
 
     def _run(self, ids: list[int], mode: AbstractContextManager[None]) -> Tensor:
         with mode:
