@@ -71,7 +71,9 @@ class ContextWindow:
         assert self._cache is not None
         if any(getattr(layer, "is_sliding", False) for layer in self._cache.layers):
             return False  # what left a sliding window can't be had back
-        self._cache.crop(length)
+        # Layer by layer: a call that failed halfway left some of them longer than others.
+        for layer in self._cache.layers:
+            layer.crop(min(0, length - layer.get_seq_length()))
         return all(layer.get_seq_length() == length for layer in self._cache.layers)
 
     def invalidate(self) -> None:

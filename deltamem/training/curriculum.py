@@ -34,7 +34,7 @@ class WaitingCurriculum:
     """
 
     stages: Sequence[Difficulty] = STAGES
-    mark: float = 0.75
+    mark: float = 0.6
     patience: int = 10
     memory: float = 0.9
     stage: int = 0
