@@ -12,9 +12,8 @@ STAGES: tuple[Difficulty, ...] = (
     Difficulty(pool=128, facts=2),
     Difficulty(pool=512, facts=2, small_talk=1),
     Difficulty(pool=2048, facts=3, small_talk=1, long_values=0.1),
-    Difficulty(pool=6144, facts=3, small_talk=1, long_values=0.2),
+    Difficulty(facts=3, small_talk=1, long_values=0.15),
     Difficulty(facts=4, small_talk=2, long_values=0.2),
-    Difficulty(facts=6, small_talk=3, long_values=0.2),
 )
 """Pool of values first (from few values the layers learn to copy at all), then facts side by side, then distance."""
 
@@ -34,7 +33,7 @@ class WaitingCurriculum:
     """
 
     stages: Sequence[Difficulty] = STAGES
-    mark: float = 0.6
+    mark: float = 0.5
     patience: int = 10
     memory: float = 0.9
     stage: int = 0

@@ -37,7 +37,7 @@ class Recipe:
     warmup: int = 30
     decay: float = 0.4
     clip: float = 1.0
-    rest_weight: float = 0.1
+    rest_weight: float = 0.3
     ordinary: int = 4
     ordinary_weight: float = 1.0
     reply_tokens: int = 20

@@ -1,0 +1,213 @@
+"""The command line as a real process, on a tiny backbone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CLI = [sys.executable, "-m", "deltamem_cli"]
+
+
+class Runner:
+    """Runs `deltamem` with the tiny backbone and adapter, and a home of the test's own."""
+
+    def __init__(self, home: Path, backbone: Path, adapter: Path) -> None:
+        self.home = home
+        self.model = ["--backbone", str(backbone), "--adapter", str(adapter)]
+        self.environment = {**os.environ, "DELTAMEM_HOME": str(home), "HF_HUB_OFFLINE": "1", "COLUMNS": "160"}
+
+    def __call__(self, *words: str, stdin: str | None = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*CLI, *words], input=stdin, capture_output=True, text=True, env=self.environment, timeout=300
+        )
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    def chat(self, *words: str, stdin: str = "", code: int = 0) -> subprocess.CompletedProcess[str]:
+        return self("chat", *words, *self.model, "--temperature", "0", "--max-tokens", "8", stdin=stdin, code=code)
+
+    def error(self, *words: str, stdin: str = "") -> str:
+        done = self(*words, stdin=stdin, code=1)
+        assert done.stdout == ""
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, done.stderr
+        return lines[0]
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_backbone: Path, tiny_adapter: Path) -> Runner:
+    return Runner(tmp_path / "home", tiny_backbone, tiny_adapter)
+
+
+def show(run: Runner, name: str) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads(run("profiles", "show", name, "--json").stdout)
+    return data
+
+
+def test_turns_add_up_across_processes_and_stdout_is_the_reply_alone(run: Runner) -> None:
+    first = run.chat("hello", "--profile", "work", "--json")
+    turn = json.loads(first.stdout)
+    assert turn["prompt"] == "hello" and turn["profile"] == "work" and turn["reply_tokens"] <= 8
+    second = run.chat("--profile", "work", "--lines", "--json", stdin="one\n\ntwo\n")
+    assert [json.loads(line)["prompt"] for line in second.stdout.splitlines()] == ["one", "two"]
+    info = show(run, "work")
+    assert info["turns"] == 3 and info["tokens"] > turn["written_tokens"]
+    assert {"backbone", "adapter", "turns", "tokens", "created", "updated"} <= info.keys()
+
+    # Piped input is one message; a reply in plain text is the reply and a line's end.
+    plain = run.chat("--profile", "other", stdin="several\nlines\n").stdout
+    as_json = json.loads(run.chat("--profile", "again", "--json", stdin="several\nlines\n").stdout)
+    assert as_json["prompt"] == "several\nlines" and plain.rstrip("\n") == as_json["reply"].rstrip("\n")
+
+    # Read-only answers from the profile and leaves it alone.
+    path = Path(info["path"])
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    run.chat("hello", "--profile", "work", "--read-only")
+    assert (path.read_bytes(), path.stat().st_mtime_ns) == before
+
+    listed = json.loads(run("profiles", "--json").stdout)
+    assert {p["name"]: p["turns"] for p in listed} == {"again": 1, "other": 1, "work": 3}
+    assert "work" in run("profiles").stdout
+
+
+def test_profiles_are_moved_about(run: Runner, tmp_path: Path) -> None:
+    run.chat("hello", "--profile", "a")
+    run("profiles", "copy", "a", "b")
+    run("profiles", "rename", "b", "c")
+    file = tmp_path / "mail.safetensors"
+    run("profiles", "export", "c", str(file))
+    run("profiles", "delete", "c", "--yes")
+    run("profiles", "import", str(file), "--name", "d")
+    assert {p["name"] for p in json.loads(run("profiles", "list", "--json").stdout)} == {"a", "d"}
+    assert show(run, str(file))["turns"] == show(run, "d")["turns"] == 1
+    assert "needs --yes" in run.error("profiles", "delete", "d")
+    assert "'a' already" in run.error("profiles", "import", str(file), "--name", "a")
+
+
+def test_inspect_state(run: Runner) -> None:
+    run.chat("hello", "--profile", "work")
+    data = json.loads(run("inspect-state", "work", "--json", "--layer", "1").stdout)
+    (head,) = data["heads"]
+    assert head["layer"] == 1 and head["norm"] > 0 and 1 <= head["effective_rank"] <= 8 and head["change"] == 1.0
+    matrix = data["matrices"][0]
+    assert max(abs(x) for row in matrix for x in row) == pytest.approx(abs(head["largest"]))
+    text = run("inspect-state", "work", "--layer", "1").stdout
+    assert "layer 1, head 0" in text and f"{matrix[0][0]:.3f}" in text
+    assert "layers 0 to 2" in run.error("inspect-state", "work", "--layer", "9")
+
+
+def test_remember_reads_files_and_chats(run: Runner, tmp_path: Path) -> None:
+    notes, chat = tmp_path / "notes.txt", tmp_path / "chat.jsonl"
+    notes.write_text("First paragraph.\n\n" + "Second, a long one. " * 400)
+    chat.write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n")
+    done = run("remember", str(notes), str(chat), "--profile", "work", "--json", *run.model)
+    first, second = (json.loads(line) for line in done.stdout.splitlines())
+    # Blocks lose the blank line between them and a space where a long one is cut.
+    assert abs(first["tokens"] - len(notes.read_text())) <= 8 and second["tokens"] == 2
+    assert show(run, "work")["tokens"] == first["tokens"] + second["tokens"]
+    chat.write_text('{"messages": [{"role": "user"}]}\n')
+    assert f"{chat}, line 1" in run.error("remember", str(chat), *run.model)
+    notes.write_bytes(b"\xff\xfe bad")
+    assert "not UTF-8" in run.error("remember", str(notes), *run.model)
+    assert "no file" in run.error("remember", str(tmp_path / "none"), *run.model)
+
+
+def test_what_a_user_gets_wrong_is_one_line(run: Runner, tmp_path: Path, tiny_backbone: Path) -> None:
+    assert "no profile name" in run.error("chat", "hi", "--profile", "../x")
+    assert "no backbone 'nothing'" in run.error("chat", "hi", "--backbone", "nothing")
+    assert "no profile 'gone'" in run.error("profiles", "show", "gone")
+    assert "nothing to answer" in run.error("chat", *run.model)
+    assert "no adapter" in run.error("chat", "hi", "--backbone", str(tiny_backbone), "--adapter", "gone")
+    assert "temperature must be" in run.error("chat", "hi", "--temperature", "-1", *run.model)
+    assert "more than" in run.error("chat", "hi", "--context", "100000", *run.model)
+    bad = tmp_path / "bad.safetensors"
+    bad.write_bytes(b"\x00" * 64)
+    assert "damaged or no profile" in run.error("chat", "hi", "--profile", str(bad), *run.model)
+    assert bad.read_bytes() == b"\x00" * 64
+
+
+def test_a_profile_of_another_adapter_is_refused(run: Runner, tmp_path: Path) -> None:
+    from tests.conftest import make_memory, make_model
+
+    run.chat("hello", "--profile", "work")
+    make_memory(make_model(), seed=99).save_pretrained(tmp_path / "two")
+    message = run.error("chat", "hi", "--profile", "work", *run.model[:2], "--adapter", str(tmp_path / "two"))
+    assert run.model[3] in message and str(tmp_path / "two") in message
+
+
+def test_without_an_adapter_the_chat_is_frozen_and_says_so(run: Runner) -> None:
+    done = run("chat", "hi", *run.model[:2], "--max-tokens", "4")
+    assert "remembers nothing" in done.stderr and "train-adapter" in done.stderr and done.stdout.endswith("\n")
+    assert not (run.home / "profiles").exists()
+
+
+def test_interrupting_keeps_what_was_said(run: Runner) -> None:
+    words = ["chat", "hi", "--profile", "work", "--max-tokens", "3000", "--json", *run.model]
+    process = subprocess.Popen(
+        [*CLI, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=run.environment
+    )
+    holder = run.home / "profiles" / ".work.safetensors.holder"
+    deadline = time.monotonic() + 120
+    while not holder.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    turn = json.loads(out)
+    assert turn["stopped"] == "interrupted" and 0 < turn["reply_tokens"] < 3000
+    assert show(run, "work")["turns"] == 1
+
+
+def test_models_and_doctor(run: Runner) -> None:
+    entries = {e["name"]: e for e in json.loads(run("models", "--json").stdout)}
+    assert entries["smollm2-135m"]["licence"] == "Apache-2.0" and len(entries["qwen3-4b"]["revision"]) == 40
+    facts = json.loads(run("doctor", "--json").stdout)
+    assert facts["packages"]["torch"] != "not installed" and facts["profiles"] == str(run.home / "profiles")
+    assert run("models", "path", run.model[1]).stdout.strip() == run.model[1]
+    assert "deltamem models pull" in run.error("models", "path", "org/none")
+
+
+def test_help_needs_no_torch_and_version_is_the_package_s() -> None:
+    code = (
+        "import sys; sys.argv = ['deltamem', '--help']\n"
+        "from deltamem_cli.app import app\n"
+        "try: app()\n"
+        "except SystemExit: pass\n"
+        "bad = {'torch', 'transformers', 'numpy', 'huggingface_hub'} & set(sys.modules)\n"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    from deltamem import __version__
+
+    done = subprocess.run([*CLI, "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"deltamem {__version__}"
+
+
+@pytest.mark.parametrize("words", [["chat"], ["remember"], ["inspect-state"], ["train-adapter"], ["doctor"],
+                                   ["profiles", "show"], ["models", "pull"]], ids=" ".join)  # fmt: skip
+def test_every_command_s_help_ends_with_an_example(words: Sequence[str]) -> None:
+    done = subprocess.run([*CLI, *words, "--help"], capture_output=True, text=True, check=True)
+    assert f"Example: deltamem {words[0]}" in done.stdout
+
+
+def test_completion_offers_profiles(run: Runner) -> None:
+    folder = run.home / "profiles"
+    folder.mkdir(parents=True)
+    for name in ("work", "wife", "home"):
+        (folder / f"{name}.safetensors").touch()
+    environment = run.environment | {
+        "_DELTAMEM_COMPLETE": "complete_bash", "COMP_WORDS": "deltamem chat --profile w", "COMP_CWORD": "3",
+    }  # fmt: skip
+    code = "import sys; sys.argv = ['deltamem']; from deltamem_cli.app import app; app(prog_name='deltamem')"
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["wife", "work"], done.stderr

@@ -1,0 +1,51 @@
+"""The product, whole: the real backbone and the adapter that ships, in processes that share nothing but a profile."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.backbone
+
+FACTS = ("My dog is called Everest.", "I live in Lisbon.", "I play the violin.")
+
+
+def deltamem(home: Path, *words: str, stdin: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "deltamem_cli", *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "DELTAMEM_HOME": str(home)},
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def ask(home: Path, profile: str, *questions: str) -> list[str]:
+    """Each question in a process of its own, so that nothing but the profile links them to what was told."""
+    options = ("--backbone", "smollm2-135m", "--temperature", "0", "--max-tokens", "24")
+    extra = ("--read-only",) if (home / "profiles" / f"{profile}.safetensors").exists() else ()
+    return [deltamem(home, "chat", question, "--profile", profile, *extra, *options).strip() for question in questions]
+
+
+def test_a_fact_told_yesterday_is_known_today(tmp_path: Path) -> None:
+    told = ("--backbone", "smollm2-135m", "--temperature", "0", "--max-tokens", "24", "--json")
+    turn = json.loads(deltamem(tmp_path, "chat", FACTS[0], "--profile", "me", *told))
+    assert turn["written_tokens"] > 5
+    (answer,) = ask(tmp_path, "me", "What is my dog called?")
+    (without,) = ask(tmp_path, "nobody", "What is my dog called?")
+    assert "Everest" in answer
+    assert "Everest" not in without
+
+
+def test_ordinary_questions_are_still_answered(tmp_path: Path) -> None:
+    deltamem(tmp_path, "remember", "-", "--profile", "me", "--backbone", "smollm2-135m", stdin=" ".join(FACTS))
+    (answer,) = ask(tmp_path, "me", "What is the capital of France?")
+    assert "Paris" in answer

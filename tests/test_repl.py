@@ -1,0 +1,76 @@
+"""The REPL through a pseudo-terminal."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pexpect
+import pytest
+
+
+@pytest.fixture
+def repl(tmp_path: Path, tiny_backbone: Path, tiny_adapter: Path) -> Iterator[pexpect.spawn]:
+    environment = {**os.environ, "DELTAMEM_HOME": str(tmp_path / "home"), "TERM": "xterm-256color"}
+    words = ["-m", "deltamem_cli", "chat", "--profile", "work", "--backbone", str(tiny_backbone),
+             "--adapter", str(tiny_adapter), "--temperature", "0", "--max-tokens", "6"]  # fmt: skip
+    child = pexpect.spawn(sys.executable, words, env=environment, encoding="utf-8", dimensions=(40, 120), timeout=120)
+    child.expect("nothing remembered yet")
+    yield child
+    child.close(force=True)
+
+
+def send(repl: pexpect.spawn, text: str, expect: str) -> str:
+    repl.send(text + "\r")
+    repl.expect(expect)
+    return str(repl.after)
+
+
+def test_a_chat_with_commands(repl: pexpect.spawn, tmp_path: Path) -> None:
+    send(repl, "hello there", "turns 1")
+    send(repl, "/stats", "state changed by")
+    send(repl, "/inspect 1", "layer 1, head 0")
+    send(repl, "/memory read", "Memory is read")
+    send(repl, "not written", "memory .{0,40}read")
+    send(repl, "/memory on", "Memory is on")
+    send(repl, "/nonsense", "there is no command /nonsense")
+    send(repl, "/profile other", "Profile other: 0 turns")
+    send(repl, "in the other", "turns 1")
+    send(repl, "/profile work", "Profile work: 1 turns")
+    send(repl, "/undo", "no turn to take back")
+    repl.send("/mem\t")
+    repl.expect("/memory")
+    repl.sendcontrol("c")
+    repl.expect("Ctrl-D or /exit leaves")
+    send(repl, "/forget", r"Empty the memory of profile work\?")
+    send(repl, "y", "The memory is empty")
+    repl.sendcontrol("d")
+    repl.expect(pexpect.EOF)
+    repl.wait()
+    assert repl.exitstatus == 0
+    home = tmp_path / "home"
+    assert sorted(p.name for p in (home / "profiles").glob("*.safetensors")) == [
+        "other.safetensors",
+        "work.safetensors",
+    ]
+    assert oct((home / "history").stat().st_mode & 0o777) == "0o600"
+    assert "hello there" in (home / "history").read_text()
+
+
+def test_escape_codes_from_a_model_never_reach_the_terminal() -> None:
+    from deltamem_cli.terminal import clean
+
+    hostile = "a\x1b]8;;http://evil\x07link\x1b]8;;\x07\x1b[2J\x9b31m\u202eb\r\n\tc[bold]"
+    shown = clean(hostile)
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", shown)
+    assert shown.endswith("\n\tc[bold]")
+
+
+def test_typing_shows_where_things_are(repl: pexpect.spawn) -> None:
+    send(repl, "/help", r"/retry")
+    send(repl, "/profile", "tokens written")
+    repl.sendcontrol("d")
+    repl.expect(pexpect.EOF)

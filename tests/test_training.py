@@ -1,0 +1,223 @@
+"""Training: what is written and asked, the starting point, and a run that can be killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltamem.chat_format import ChatFormat
+from deltamem.errors import DataError
+from deltamem.training.batches import read_batch, write_batch
+from deltamem.training.curriculum import WaitingCurriculum
+from deltamem.training.episodes import Episode, Question, Turn, load_episodes
+from deltamem.training.passes import Passes
+from deltamem.training.recall import score_recall
+from deltamem.training.recipe import Recipe
+from deltamem.training.synthetic import Difficulty, SyntheticPeople
+from deltamem.training.trainer import Trainer
+from deltamem.training.warm_start import copy_directions, fit_addressing
+from tests.conftest import make_memory, make_model
+
+WORDS = [f" {a}{b}" for a in ("Ab", "Cd", "Ef", "Gh", "Ij") for b in ("one", "two", "six", "ten")]
+
+
+class Words:
+    """A tokenizer that has some words as single tokens, for the generator."""
+
+    def __init__(self) -> None:
+        self.vocabulary = WORDS + [w.lower() for w in WORDS]
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.vocabulary[ids[0]]
+
+
+@pytest.fixture
+def people() -> SyntheticPeople:
+    return SyntheticPeople(Words())
+
+
+def test_values_and_phrasings_are_split(people: SyntheticPeople) -> None:
+    for kind in ("name", "word"):
+        train, heldout = (set(people.values(kind, s)) for s in ("train", "heldout"))  # type: ignore[arg-type]
+        assert train and heldout and not train & heldout
+    assert len({r.id for r in people.relations}) == len(people.relations) >= 40
+    for relation in people.relations:
+        assert len(set(relation.statements)) >= 4 and len(set(relation.questions)) >= 4
+        assert all("{v}" in s for s in (*relation.statements, relation.answer))
+
+
+def test_episodes_are_a_function_of_the_seed(people: SyntheticPeople) -> None:
+    hard = Difficulty(facts=4, small_talk=2)
+    one, two = (people.episode(random.Random(5), hard, "train") for _ in range(2))
+    assert one == two != people.episode(random.Random(6), hard, "train")
+    told = " ".join(t.user for t in one.history)
+    for question in one.questions:
+        assert question.value and question.value in told and question.value in question.answer
+
+
+def test_a_history_is_laid_out_as_a_chat(tokenizer: Any) -> None:
+    form = ChatFormat.of(tokenizer)
+    question = Question("What is it?", "It is Rex.", "Rex")
+    episode = Episode((Turn("My dog is Rex.", "Ok."), Turn("Hm", "Yes")), (question,))
+    batch = write_batch(form, [episode, Episode((Turn("a", "b"),), (question,))])
+    text = tokenizer.decode(batch.ids[0][batch.valid[0]].tolist())
+    assert text == (
+        "My dog is Rex.<|im_end|>\n<|im_start|>assistant\nOk.<|im_end|>\n<|im_start|>user\n"
+        "Hm<|im_end|>\n<|im_start|>assistant\nYes"
+    )
+    assert tokenizer.decode(batch.ids[0][batch.written[0]].tolist()) == "My dog is Rex.Ok.HmYes"
+    assert tokenizer.decode(batch.ids[0][batch.values[0] == 1].tolist()) == " Rex"
+    assert batch.segments[0].max() == 3 and not batch.written[1][~batch.valid[1]].any()
+
+    read = read_batch(form, [(0, question), (1, Question("Why so long a question?", "Yes."))])
+    kept = read.targets[0] != -100
+    assert tokenizer.decode(read.targets[0][kept].tolist()) == "It is Rex.<|im_end|>"
+    assert tokenizer.decode(read.targets[0][read.weights[0] > 0].tolist()) == " Rex"
+    assert read.weights[1].sum() == len("Yes.")
+
+
+def test_a_curriculum_waits_until_a_stage_is_mastered() -> None:
+    curriculum = WaitingCurriculum(stages=(Difficulty(pool=1), Difficulty(pool=2)), mark=0.8, patience=5)
+    for _ in range(30):
+        assert not curriculum.update(0.7)
+    moved = [curriculum.update(1.0) for _ in range(8)]
+    assert sum(moved) == 1 and curriculum.stage == 1
+    assert curriculum.accuracy < 0.8  # it starts low again
+    assert not any(curriculum.update(1.0) for _ in range(50)), "the last stage has no end"
+
+
+def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
+    recipe = Recipe(steps=100, warmup=10, decay=0.4, learning_rate=1.0)
+    rates = [recipe.rate(s) for s in range(100)]
+    assert rates[0] == 0.1 and rates[9] == rates[30] == rates[59] == 1.0
+    assert rates[60:] == sorted(rates[60:], reverse=True) and rates[-1] < 0.01
+    assert Recipe(steps=100, warmup=1, decay=1.0).rate(50) == pytest.approx(1e-3)
+
+
+def make_trainer(directory: Path, tokenizer: Any, people: SyntheticPeople, **options: Any) -> Trainer:
+    memory = make_memory(make_model().requires_grad_(False), state_update_mode="no_lambda")
+    recipe = Recipe(**{"steps": 6, "batch": 3, "questions": 4, "warmup": 2, "ordinary": 1, "reply_tokens": 2,
+                       "eval_every": 100, "eval_episodes": 2, "save_every": 3, "seed": 1} | options)  # fmt: skip
+    return Trainer(Passes(memory, ChatFormat.of(tokenizer)), recipe, directory, people)
+
+
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, tokenizer: Any) -> None:
+    whole = make_trainer(tmp_path / "whole", tokenizer, SyntheticPeople(Words()))
+    losses = [r.loss for r in whole.run()]
+    assert len(losses) == 6
+
+    broken = make_trainer(tmp_path / "broken", tokenizer, SyntheticPeople(Words()))
+    run = broken.run()
+    first = [next(run).loss for _ in range(4)]  # one step past the checkpoint, then killed
+    run.close()
+    again = make_trainer(tmp_path / "broken", tokenizer, SyntheticPeople(Words()))
+    again.resume()
+    assert again.step == 3
+    rest = [r.loss for r in again.run()]
+    assert first[:3] + rest == pytest.approx(losses, abs=1e-5)
+    for name, tensor in whole.passes.memory.adapter_tensors().items():
+        torch.testing.assert_close(again.passes.memory.adapter_tensors()[name], tensor, atol=1e-5, rtol=1e-3)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tokenizer: Any, people: SyntheticPeople) -> None:
+    trainer = make_trainer(tmp_path, tokenizer, people)
+    with pytest.raises(DataError, match="no checkpoint"):
+        trainer.resume()
+    trainer.save()
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DataError, match="damaged"):
+        trainer.resume()
+
+
+def test_training_learns(tmp_path: Path, tokenizer: Any) -> None:
+    """A tiny random model can't chat, but with a few values the loss on them must fall."""
+    people = SyntheticPeople(Words())
+    people.relations = people.relations[:2]
+    trainer = make_trainer(tmp_path, tokenizer, people, steps=40, batch=4, ordinary=0, learning_rate=1e-2)
+    losses = [r.value_loss for r in trainer.run()]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert trainer.passes.memory.state.batch_size == 1
+    assert (tmp_path / "delta_mem_adapter.safetensors").is_file()
+
+
+def test_the_warm_start_lets_questions_find_what_was_told(tokenizer: Any) -> None:
+    people = SyntheticPeople(Words())
+    people.relations = people.relations[:6]
+    memory = make_memory(make_model().requires_grad_(False), state_update_mode="no_lambda", alpha=16.0)
+    passes = Passes(memory, ChatFormat.of(tokenizer))
+    before = [layer.memory_k_proj.detach().clone() for layer in memory.adapter]  # type: ignore[union-attr, operator]
+    copy_directions(memory)
+    accuracy = fit_addressing(memory, passes, people, episodes=32, steps=60)
+    assert len(accuracy) == 3 and max(accuracy) > 0.3  # one in twelve would be chance
+    assert all((b != a.memory_k_proj).any() for b, a in zip(before, memory.adapter, strict=True))
+    layer = memory.adapter[0]
+    torch.testing.assert_close(
+        layer.memory_v_proj @ layer.delta_o_proj,  # type: ignore[union-attr, operator]
+        torch.diag(torch.diagonal(layer.memory_v_proj @ layer.delta_o_proj)),  # type: ignore[union-attr, operator]
+        atol=1e-5,
+        rtol=1e-4,
+    )
+
+
+def test_replies_are_compared_by_exact_answer_and_by_name(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = make_memory(make_model())
+    passes = Passes(memory, ChatFormat.of(tokenizer))
+    episode = Episode(
+        (Turn("My dog is Rex, my cat Tom.", "Ok."),),
+        (Question("Dog?", "Your dog is Rex.", "Rex"), Question("Cat?", "Your cat is Tom.", "Tom")),
+    )
+    answers = iter([["your dog is rex", "It may be Tom or Rex."], ["Rexford", "TOM!"]])
+    monkeypatch.setattr(passes, "reply", lambda *_: next(answers))
+    score, _ = score_recall(passes, [episode])
+    assert (score.asked, score.exact, score.named, score.chance) == (2, 0.5, 0.5, 0.5)
+    score, _ = score_recall(passes, [episode], frozen=True)
+    assert (score.exact, score.named) == (0.0, 0.5)
+
+
+# One's own data
+
+
+def lines(path: Path, *values: Any) -> Path:
+    path.write_text("\n".join(v if isinstance(v, str) else json.dumps(v) for v in values))
+    return path
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+CHAT = [message("user", "a"), message("assistant", "b"), message("user", "c"), message("assistant", "d")]
+
+
+def test_chats_are_read_from_json_lines(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", {"messages": [message("system", "s"), *CHAT]}, "", {"messages": CHAT})
+    assert load_episodes(path) == [Episode((Turn("a", "b"),), (Question("c", "d"),))] * 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ("{", "not JSON"),
+        ({"text": "x"}, "expected"),
+        ({"messages": [{"role": "user"}]}, "expected"),
+        ({"messages": CHAT[:3]}, "must end with a question and its answer"),
+        ({"messages": CHAT[2:]}, "at least two turns"),
+        ({"messages": [CHAT[1], CHAT[0], *CHAT[2:]]}, "take turns"),
+        ("[" * 5000, "not JSON"),
+    ],
+)
+def test_wrong_lines_are_named(tmp_path: Path, bad: Any, match: str) -> None:
+    path = lines(tmp_path / "x.jsonl", {"messages": CHAT}, bad)
+    with pytest.raises(DataError, match=rf"x\.jsonl, line 2: .*{match}"):
+        load_episodes(path)
