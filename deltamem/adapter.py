@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,7 +76,9 @@ def resolve_adapter(name_or_path: str | Path) -> Path:
     if name in shipped_adapters():
         return SHIPPED / name
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise AdapterError(f"there is no adapter {name!r}: give a directory, a hub id, or one of {', '.join(shipped_adapters())}")
+        raise AdapterError(
+            f"there is no adapter {name!r}: give a directory, a hub id, or one of {', '.join(shipped_adapters())}"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -100,10 +101,10 @@ def save_adapter(directory: str | Path, config: DeltaMemConfig, tensors: dict[st
     target.mkdir(parents=True, exist_ok=True)
     beside = target / (NATIVE_FILE + ".tmp")
     save_file(tensors, beside, metadata={"format": "deltamem-adapter"})
-    os.replace(beside, target / NATIVE_FILE)
+    beside.replace(target / NATIVE_FILE)
     beside = target / (CONFIG_FILE + ".tmp")
     beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, target / CONFIG_FILE)
+    beside.replace(target / CONFIG_FILE)
 
 
 def layer_tensors(

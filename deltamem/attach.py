@@ -21,7 +21,7 @@ class AttentionSite(NamedTuple):
     """One attention module that a memory layer sits beside.
 
     Attributes:
-        index: the layer's number in the backbone.
+        number: the layer's number in the backbone.
         path: module path, e.g. ``model.layers.0.self_attn``; it names the adapter's tensors.
         attention: the attention module.
         block: the decoder layer around it.
@@ -29,7 +29,7 @@ class AttentionSite(NamedTuple):
         out_features: output width of each projection.
     """
 
-    index: int
+    number: int
     path: str
     attention: nn.Module
     block: nn.Module
@@ -64,14 +64,14 @@ def find_sites(model: nn.Module, config: DeltaMemConfig) -> list[AttentionSite]:
     sites = [_site(kind, *entry) for entry in sorted(found, key=lambda entry: entry[0])]
     if not config.target_layers:
         return sites
-    by_index = {site.index: site for site in sites}
+    by_index = {site.number: site for site in sites}
     missing = [i for i in config.target_layers if i not in by_index]
     if missing:
         raise AttachError(f"{kind} has {len(sites)} layers; target_layers asks for {missing}")
     return [by_index[i] for i in sorted(config.target_layers)]
 
 
-def _site(kind: str, index: int, path: str, attention: nn.Module, block: nn.Module) -> AttentionSite:
+def _site(kind: str, number: int, path: str, attention: nn.Module, block: nn.Module) -> AttentionSite:
     missing = [f"{p}_proj" for p in PROJECTIONS if not hasattr(attention, f"{p}_proj")]
     if missing:
         raise AttachError(
@@ -83,7 +83,7 @@ def _site(kind: str, index: int, path: str, attention: nn.Module, block: nn.Modu
         if not (hasattr(module, "in_features") and hasattr(module, "out_features")):
             raise AttachError(f"{kind} can't be adapted: {path}.{name}_proj is not a linear projection")
     out = {p: int(m.out_features) for p, m in projections.items()}
-    return AttentionSite(index, path, attention, block, int(projections["q"].in_features), out)
+    return AttentionSite(number, path, attention, block, int(projections["q"].in_features), out)
 
 
 def dense_weight(module: nn.Module) -> Tensor:

@@ -48,6 +48,10 @@ class DeltaLayer(nn.Module):
     beta_bias: nn.Parameter
     lambda_proj: nn.Parameter
     lambda_bias: nn.Parameter
+    delta_q_proj: nn.Parameter
+    delta_k_proj: nn.Parameter
+    delta_v_proj: nn.Parameter
+    delta_o_proj: nn.Parameter
     delta_o_rmsnorm_weight: nn.Parameter
     delta_scale_raw: nn.Parameter
 
@@ -90,7 +94,7 @@ class DeltaLayer(nn.Module):
     def signals(self, x: Tensor) -> Signals:
         """Queries, keys, values and gates of hidden states x (B, T, hidden)."""
         config = self.config
-        weights = [self.memory_q_proj, self.memory_k_proj, self.memory_v_proj, self.beta_proj]
+        weights: list[Tensor] = [self.memory_q_proj, self.memory_k_proj, self.memory_v_proj, self.beta_proj]
         if config.needs_lambda:
             weights.append(self.lambda_proj)
         # One product for all projections; they share their input.
@@ -111,7 +115,8 @@ class DeltaLayer(nn.Module):
 
     def _gate(self, raw: Tensor, bias: Tensor) -> Tensor:
         per_head = self.config.rank if self.config.rankwise_gates else 1
-        return torch.sigmoid(raw + bias).unflatten(-1, (self.config.num_state_heads, per_head))
+        gate: Tensor = torch.sigmoid(raw + bias).unflatten(-1, (self.config.num_state_heads, per_head))
+        return gate
 
     # Read and write
 
@@ -162,4 +167,5 @@ class DeltaLayer(nn.Module):
 
 
 def _unit(x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_EPS)
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.clamp_min(_EPS)

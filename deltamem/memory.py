@@ -111,7 +111,7 @@ class DeltaMemory:
     @property
     def layer_indices(self) -> tuple[int, ...]:
         """Indices of the adapted layers in the backbone."""
-        return tuple(site.index for site in self._sites)
+        return tuple(site.number for site in self._sites)
 
     @property
     def paths(self) -> tuple[str, ...]:

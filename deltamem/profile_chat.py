@@ -124,9 +124,7 @@ class ProfileChat:
         try:
             if path.exists():
                 profile = load_profile(path)
-                profile.check_fits(
-                    self.backbone.name, self.backbone.fingerprint, str(self.adapter), self._fingerprint
-                )
+                profile.check_fits(self.backbone.name, self.backbone.fingerprint, str(self.adapter), self._fingerprint)
             elif self.read_only:
                 raise ProfileError(f"there is no profile {name!r} to read")
             else:
@@ -221,4 +219,3 @@ class ProfileChat:
             self.profile, self._before_turn = self._before_turn, None
             self.save()
         return True
-

@@ -92,4 +92,5 @@ class MemoryState:
 
     def norms(self) -> Tensor:
         """Frobenius norm of every matrix, (layers, B, H)."""
-        return torch.linalg.matrix_norm(self.tensor)
+        norms: Tensor = torch.linalg.matrix_norm(self.tensor)
+        return norms

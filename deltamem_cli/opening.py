@@ -57,5 +57,3 @@ def context_for(backbone: Backbone, wanted: int | None) -> int:
     if limit and wanted > limit:
         raise BackboneError(f"--context {wanted} is more than {backbone.name} takes ({limit})")
     return wanted
-
-

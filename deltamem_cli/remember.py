@@ -105,7 +105,7 @@ def _chat_messages(source: TextIO, file: Path) -> Iterator[str]:
             continue
         try:
             data = json.loads(line)
-            messages = data["messages"] if "messages" in data else [data]
+            messages = data.get("messages", [data])
             said = [m["content"] for m in messages if m["role"] != "system"]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise DataError(

@@ -105,9 +105,6 @@ def speed_and_memory(quantize: bool) -> list[Row]:
         rows.append((f"{kind} decode after {length}", f"{1e3 * fd:.1f} -> {1e3 * md:.1f} ms, {md / fd:.2f}x"))
         rows.append((f"{kind} peak memory at {length}", f"{fm:.0f} -> {mm:.0f} MiB, {mm - fm:+.0f} MiB"))
     memory.detach()
-    del model, memory
-    gc.collect()
-    torch.cuda.empty_cache()
     return rows
 
 
@@ -139,6 +136,8 @@ def main() -> int:
         return 2
     device = torch.cuda.get_device_name()
     rows = recurrence_agrees() + speed_and_memory(False)
+    gc.collect()
+    torch.cuda.empty_cache()
     try:
         rows += speed_and_memory(True)
     except ImportError:

@@ -52,9 +52,7 @@ FAMILIES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 }
 
 
-def make_model(
-    family: str = "llama", attention: str = "sdpa", dtype: torch.dtype = torch.float32, **sizes: int
-) -> Any:
+def make_model(family: str = "llama", attention: str = "sdpa", dtype: torch.dtype = torch.float32, **sizes: int) -> Any:
     """A tiny model with fixed random weights."""
     model_class, config_class, extra = FAMILIES[family]
     torch.manual_seed(7)

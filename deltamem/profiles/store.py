@@ -109,7 +109,7 @@ class ProfileStore:
         origin, goal = self.existing(source), self._free(target)
         private_dir(goal.parent)
         with self.lock(source):
-            os.replace(origin, goal)
+            origin.replace(goal)
         return goal
 
     def delete(self, name: str) -> None:

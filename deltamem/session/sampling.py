@@ -62,7 +62,7 @@ class Sampling:
         elif own["temperature"] is None:
             own["temperature"] = 1.0
         neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "max_tokens": 512}
-        merged = {
+        merged: dict[str, Any] = {
             name: value if value is not None else own.get(name) if own.get(name) is not None else neutral.get(name)
             for name, value in given.items()
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,10 @@ def save_checkpoint(
             tensors[f"optimizer.{index}.{key}"] = torch.as_tensor(value).cpu().contiguous()
     beside = directory / (CHECKPOINT_FILE + ".tmp")
     save_file(tensors, beside, metadata={"progress": json.dumps(progress)})
-    os.replace(beside, directory / CHECKPOINT_FILE)
+    beside.replace(directory / CHECKPOINT_FILE)
 
 
-def load_checkpoint(
-    directory: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer
-) -> dict[str, Any]:
+def load_checkpoint(directory: Path, parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a checkpoint back into parameters and optimizer, and return the progress.
 
     Raises:

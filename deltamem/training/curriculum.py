@@ -13,7 +13,6 @@ STAGES: tuple[Difficulty, ...] = (
     Difficulty(pool=512, facts=2, small_talk=1),
     Difficulty(pool=2048, facts=3, small_talk=1, long_values=0.1),
     Difficulty(facts=3, small_talk=1, long_values=0.15),
-    Difficulty(facts=4, small_talk=2, long_values=0.2),
 )
 """Pool of values first (from few values the layers learn to copy at all), then facts side by side, then distance."""
 

@@ -62,7 +62,7 @@ def load_episodes(path: str | Path) -> list[Episode]:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}") from None
-    episodes = [episode for episode in _parse(path, lines)]
+    episodes = list(_parse(path, lines))
     if not episodes:
         raise DataError(f"{path} holds no episodes")
     return episodes

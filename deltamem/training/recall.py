@@ -35,9 +35,9 @@ class RecallScore:
         return asdict(self)
 
 
-def heldout_episodes(people: SyntheticPeople, facts: int, count: int, split: Split = "heldout", seed: int = 1) -> list[
-    Episode
-]:
+def heldout_episodes(
+    people: SyntheticPeople, facts: int, count: int, split: Split = "heldout", seed: int = 1
+) -> list[Episode]:
     """Evaluation episodes with exactly `facts` facts: values and phrasings that training never saw."""
     rng = random.Random(f"recall-{seed}-{facts}-{split}")
     return [people.episode(rng, Difficulty(), split, facts=facts) for _ in range(count)]

@@ -94,7 +94,7 @@ class Trainer:
         """Go on where the run's last checkpoint was."""
         progress = load_checkpoint(self.directory, dict(self.parameters), self.optimizer)
         self.step, self.seconds = progress["step"], progress["seconds"]
-        self.curriculum.stage = progress["stage"]
+        self.curriculum.stage = min(progress["stage"], len(self.curriculum.stages) - 1)
         self.curriculum.steps = progress["stage_steps"]
         self.curriculum.accuracy = progress["stage_accuracy"]
 
@@ -154,7 +154,15 @@ class Trainer:
         spent = time.monotonic() - began
         self.seconds += spent
         return StepReport(
-            self.step, float(loss.detach()), float(recall.value.detach()), recall.accuracy, divergence, stage, rate, spent, results
+            self.step,
+            float(loss.detach()),
+            float(recall.value.detach()),
+            recall.accuracy,
+            divergence,
+            stage,
+            rate,
+            spent,
+            results,
         )
 
     def _episodes(self, rng: random.Random) -> list[Episode]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -43,11 +44,12 @@ class _Features:
 
 def copy_directions(memory: DeltaMemory, gain: float = 0.3) -> None:
     """Set W_v and D_o so that a layer writes and gives back its own directions of a token's identity."""
-    embedding = memory.model.get_input_embeddings().weight.detach().float()  # type: ignore[operator]
+    model: Any = memory.model
+    embedding = model.get_input_embeddings().weight.detach().float()
     _, _, directions = torch.linalg.svd(embedding - embedding.mean(0), full_matrices=False)
     for i, layer in enumerate(_layers(memory)):
         width = layer.memory_v_proj.shape[0]
-        rows = torch.arange(i * width, (i + 1) * width) % directions.shape[0]
+        rows = torch.arange(i * width, (i + 1) * width) % len(directions)
         with torch.no_grad():
             layer.memory_v_proj.copy_(directions[rows])
             if layer.corrects("o"):
