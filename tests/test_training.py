@@ -102,6 +102,17 @@ def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
     assert Recipe(steps=100, warmup=1, decay=1.0).rate(50) == pytest.approx(1e-3)
 
 
+def few_people() -> SyntheticPeople:
+    """A generator small enough for a tiny model with one token a byte."""
+    people = SyntheticPeople(Words())
+    people.relations, people.ordinary, people.small_talk = (
+        people.relations[:4],
+        people.ordinary[:3],
+        people.small_talk[:2],
+    )
+    return people
+
+
 def make_trainer(directory: Path, tokenizer: Any, people: SyntheticPeople, **options: Any) -> Trainer:
     memory = make_memory(make_model().requires_grad_(False), state_update_mode="no_lambda")
     recipe = Recipe(**{"steps": 6, "batch": 3, "questions": 4, "warmup": 2, "ordinary": 1, "reply_tokens": 2,
@@ -110,15 +121,15 @@ def make_trainer(directory: Path, tokenizer: Any, people: SyntheticPeople, **opt
 
 
 def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, tokenizer: Any) -> None:
-    whole = make_trainer(tmp_path / "whole", tokenizer, SyntheticPeople(Words()))
+    whole = make_trainer(tmp_path / "whole", tokenizer, few_people())
     losses = [r.loss for r in whole.run()]
     assert len(losses) == 6
 
-    broken = make_trainer(tmp_path / "broken", tokenizer, SyntheticPeople(Words()))
+    broken = make_trainer(tmp_path / "broken", tokenizer, few_people())
     run = broken.run()
     first = [next(run).loss for _ in range(4)]  # one step past the checkpoint, then killed
     run.close()
-    again = make_trainer(tmp_path / "broken", tokenizer, SyntheticPeople(Words()))
+    again = make_trainer(tmp_path / "broken", tokenizer, few_people())
     again.resume()
     assert again.step == 3
     rest = [r.loss for r in again.run()]
@@ -142,7 +153,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tokenizer: Any, people:
 
 def test_training_learns(tmp_path: Path, tokenizer: Any) -> None:
     """A tiny random model can't chat, but with a few values the loss on them must fall."""
-    people = SyntheticPeople(Words())
+    people = few_people()
     people.relations = people.relations[:2]
     trainer = make_trainer(tmp_path, tokenizer, people, steps=40, batch=4, ordinary=0, learning_rate=1e-2)
     losses = [r.value_loss for r in trainer.run()]

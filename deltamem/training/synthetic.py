@@ -111,12 +111,11 @@ class SyntheticPeople:
 
     def _value(self, rng: random.Random, kind: str, difficulty: Difficulty, split: Split, taken: set[str]) -> str:
         pool = self._values[kind][split][: difficulty.pool]
-        while True:
-            value = rng.choice(pool)
-            if rng.random() < difficulty.long_values:
-                value = f"{value} {rng.choice(pool)}"
-            if value not in taken:
-                return value
+        words = 2 if rng.random() < difficulty.long_values else 1
+        value = " ".join(rng.choice(pool) for _ in range(words))
+        while value in taken:  # a longer one is free sooner or later, however small the pool
+            value = f"{value} {rng.choice(pool)}"
+        return value
 
     def _statement(self, rng: random.Random, facts: list[tuple[Relation, str]], split: Split) -> Turn:
         said = [_phrase(rng, relation.statements, split).format(v=value) for relation, value in facts]
