@@ -195,20 +195,23 @@ class ProfileChat:
             for event in events:
                 if isinstance(event, TurnFinished):
                     finished = True
-                    self._keep(event.written_tokens)
+                    self._keep()
                 yield event
         finally:
             events.close()
             # Closed in the middle of a reply: the session kept what was said as the turn.
             if not finished and self.session.state is not before:
-                self._keep(0)
+                self._keep()
 
-    def _keep(self, tokens: int) -> None:
-        state, before = self.session.state, self.session.state_before
-        if self.profile is None or state is None or before is None or self.session.mode != "on" or self.read_only:
+    def _keep(self) -> None:
+        session = self.session
+        state, before, turn = session.state, session.state_before, session.last
+        if self.profile is None or state is None or before is None or turn is None:
+            return
+        if session.mode != "on" or self.read_only:
             return
         self._before_turn = self.profile
-        self.profile = self.profile.after_turn(state, before, tokens)
+        self.profile = self.profile.after_turn(state, before, turn.written_tokens)
         self.save()
 
     def undo(self) -> bool:

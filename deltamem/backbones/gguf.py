@@ -7,11 +7,18 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from deltamem.backbones.quiet import quiet
+
 _LEFT_OUT = ("quantization_config", "_name_or_path")
 
 
 def convert_gguf(file: Path, directory: Path) -> None:
     """Write the model (unpacked to float32) and tokenizer of a GGUF file in Hugging Face form."""
+    with quiet():
+        _convert(file, directory)
+
+
+def _convert(file: Path, directory: Path) -> None:
     loaded = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
     # The loaded model carries its quantizer and refuses to be saved; the same weights in a plain one do not.
     config = {k: v for k, v in loaded.config.to_dict().items() if k not in _LEFT_OUT}

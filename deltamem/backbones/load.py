@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
-import io
 import json
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-from transformers.utils import logging as transformers_logging
 
 from deltamem.backbones.catalog import CATALOG, GPU_DEFAULT, GPU_DEFAULT_BYTES, SMALL_DEFAULT
 from deltamem.backbones.fetch import fetch
 from deltamem.backbones.progress import Progress, Report, silent
+from deltamem.backbones.quiet import quiet
 from deltamem.errors import BackboneError
 
 Quantize = Literal["auto", "nf4", "int8", "none"]
@@ -114,7 +111,7 @@ def load_backbone(
         dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
     try:
-        with _quiet():
+        with quiet():
             config = AutoConfig.from_pretrained(path, local_files_only=True)
             own = getattr(config, "quantization_config", None)
             if own is not None:
@@ -190,20 +187,3 @@ def backbone_fingerprint(model: nn.Module) -> str:
             values = parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16)
             digest.update(name.encode() + values.numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Libraries draw their own bars and warnings while loading; ours is the one a person sees."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -84,7 +84,9 @@ class ProfileStore:
         try:
             lock.acquire()
         except Timeout:
-            raise ProfileError(f"profile {name!r} is in use{_holder(holder_path)}") from None
+            raise ProfileError(
+                f"profile {name!r} is in use{_holder(holder_path)}; --read-only opens it without writing"
+            ) from None
         except OSError as error:
             raise ProfileError(f"can't lock {path}: {error.strerror or error}") from None
         try:

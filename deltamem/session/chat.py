@@ -75,6 +75,7 @@ class ChatSession:
             state = memory.state
         self._state = state.clone() if state is not None else None
         self.state_before: MemoryState | None = None
+        self.last: TurnFinished | None = None
         self._undo: tuple[list[list[int]], MemoryState | None] | None = None
         self._window = self._new_window()
 
@@ -275,7 +276,7 @@ class ChatSession:
             self._state, self.state_before = after, state
         self._undo = (turns, state)
         reply.finished = True
-        return TurnFinished(
+        self.last = TurnFinished(
             reply=reply.text.text,
             stopped=reply.stopped,
             prompt_tokens=reply.prompt_tokens,
@@ -288,6 +289,7 @@ class ChatSession:
             evicted=reply.evicted,
             state_change=change,
         )
+        return self.last
 
     # Modes
 

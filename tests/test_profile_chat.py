@@ -1,0 +1,109 @@
+"""A chat kept in a profile: on disk after every turn, taken back with it, and never in two places."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltamem.backbones.load import Backbone, load_backbone
+from deltamem.errors import ProfileError
+from deltamem.profile_chat import ProfileChat
+from deltamem.profiles import ProfileStore, load_profile
+from deltamem.session import Sampling, TextChunk, TurnFinished
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_backbone: Path) -> Backbone:
+    return load_backbone(str(tiny_backbone), "cpu")
+
+
+def open_chat(
+    backbone: Backbone, adapter: Path, folder: Path, profile: str | None = "work", **options: Any
+) -> ProfileChat:
+    store = ProfileStore(folder)
+    sampling = Sampling(temperature=0, max_tokens=6)
+    return ProfileChat(backbone, str(adapter), profile, store=store, context=400, sampling=sampling, **options)
+
+
+def say(chat: ProfileChat, text: str) -> TurnFinished:
+    last = list(chat.send(text))[-1]
+    assert isinstance(last, TurnFinished)
+    return last
+
+
+def test_the_profile_is_on_disk_before_the_turn_is_over(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:
+        for i in range(3):
+            for event in chat.send(f"turn {i}"):
+                if isinstance(event, TurnFinished):
+                    saved = load_profile(tmp_path / "work.safetensors")
+                    assert saved.info.turns == i + 1 and chat.session.state is not None
+                    assert saved.state.equal(chat.session.state)
+        assert saved.info.tokens == sum(6 + 6 for _ in range(3))
+    with open_chat(backbone, tiny_adapter, tmp_path) as again:
+        assert again.turns == 3 and again.session.state is not None and again.session.state.equal(saved.state)
+
+
+def test_undo_reaches_the_file(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:
+        say(chat, "one")
+        before = load_profile(tmp_path / "work.safetensors")
+        say(chat, "two")
+        assert chat.undo() and not chat.undo()
+        after = load_profile(tmp_path / "work.safetensors")
+        assert after.info == before.info and after.state.equal(before.state)
+
+
+def test_a_reply_that_is_closed_is_kept(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:
+        events = chat.send("hello")
+        for event in events:
+            if isinstance(event, TextChunk):
+                break
+        events.close()  # type: ignore[attr-defined]
+        assert load_profile(tmp_path / "work.safetensors").info.turns == 1
+
+
+def test_read_only_and_frozen_turns_are_not_saved(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:
+        say(chat, "one")
+        data = (tmp_path / "work.safetensors").read_bytes()
+        chat.session.mode = "off"
+        say(chat, "two")
+        chat.session.mode = "read"
+        say(chat, "three")
+    with open_chat(backbone, tiny_adapter, tmp_path, read_only=True) as chat:
+        say(chat, "four")
+    assert (tmp_path / "work.safetensors").read_bytes() == data
+
+
+def test_a_held_profile_is_refused_and_read_only_is_offered(
+    backbone: Backbone, tiny_adapter: Path, tmp_path: Path
+) -> None:
+    store = ProfileStore(tmp_path)
+    with store.lock("work"), pytest.raises(ProfileError, match="--read-only"):
+        open_chat(backbone, tiny_adapter, tmp_path)
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:  # a failed opening leaves the model free
+        say(chat, "one")
+
+
+def test_switching_profiles_and_forgetting(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:
+        say(chat, "one")
+        chat.open_profile("other")
+        assert chat.turns == 0
+        say(chat, "two")
+        with pytest.raises(ProfileError, match="no profile name"):
+            chat.open_profile("../x")
+        assert chat.profile_name == "other" and chat.turns == 1
+        chat.open_profile("work")
+        assert chat.turns == 1
+        chat.forget()
+        emptied = load_profile(tmp_path / "work.safetensors")
+        assert emptied.info.turns == 0 and (emptied.state.tensor == 0).all()
+        assert load_profile(tmp_path / "other.safetensors").info.turns == 1
+        assert chat.save("copy") == tmp_path / "copy.safetensors"
+        with pytest.raises(ProfileError, match="'copy' already"):
+            chat.save("copy")
