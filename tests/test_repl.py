@@ -12,40 +12,53 @@ import pexpect
 import pytest
 
 
+READY = "\x1b[?2004h"  # bracketed paste goes on when the prompt takes input
+
+
 @pytest.fixture
 def repl(tmp_path: Path, tiny_backbone: Path, tiny_adapter: Path) -> Iterator[pexpect.spawn]:
-    environment = {**os.environ, "DELTAMEM_HOME": str(tmp_path / "home"), "TERM": "xterm-256color"}
+    environment = {
+        **os.environ,
+        "DELTAMEM_HOME": str(tmp_path / "home"),
+        "TERM": "xterm-256color",
+        "PROMPT_TOOLKIT_NO_CPR": "1",
+    }
     words = ["-m", "deltamem_cli", "chat", "--profile", "work", "--backbone", str(tiny_backbone),
              "--adapter", str(tiny_adapter), "--temperature", "0", "--max-tokens", "6"]  # fmt: skip
     child = pexpect.spawn(sys.executable, words, env=environment, encoding="utf-8", dimensions=(40, 120), timeout=120)
     child.expect("nothing remembered yet")
+    child.expect_exact(READY)
     yield child
     child.close(force=True)
 
 
-def send(repl: pexpect.spawn, text: str, expect: str) -> str:
+def send(repl: pexpect.spawn, text: str, expect: str) -> None:
     repl.send(text + "\r")
     repl.expect(expect)
-    return str(repl.after)
+    repl.expect_exact(READY)
 
 
 def test_a_chat_with_commands(repl: pexpect.spawn, tmp_path: Path) -> None:
-    send(repl, "hello there", "turns 1")
+    send(repl, "hello there", "cut at 6 tokens")
     send(repl, "/stats", "state changed by")
     send(repl, "/inspect 1", "layer 1, head 0")
     send(repl, "/memory read", "Memory is read")
-    send(repl, "not written", "memory .{0,40}read")
+    send(repl, "not written", "cut at 6 tokens")
     send(repl, "/memory on", "Memory is on")
     send(repl, "/nonsense", "there is no command /nonsense")
     send(repl, "/profile other", "Profile other: 0 turns")
-    send(repl, "in the other", "turns 1")
+    send(repl, "in the other", "cut at 6 tokens")
     send(repl, "/profile work", "Profile work: 1 turns")
     send(repl, "/undo", "no turn to take back")
     repl.send("/mem\t")
-    repl.expect("/memory")
+    repl.expect("ory")
+    send(repl, "", "Memory is on")
+    repl.send("half a line")
     repl.sendcontrol("c")
     repl.expect("Ctrl-D or /exit leaves")
-    send(repl, "/forget", r"Empty the memory of profile work\?")
+    repl.expect_exact(READY)
+    repl.send("/forget\r")
+    repl.expect(r"Empty the memory of profile work\?")
     send(repl, "y", "The memory is empty")
     repl.sendcontrol("d")
     repl.expect(pexpect.EOF)

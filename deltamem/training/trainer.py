@@ -149,7 +149,7 @@ class Trainer:
         stage = self.curriculum.stage
         self.curriculum.update(recall.accuracy)
         results: dict[str, Any] = {}
-        if self.step % recipe.eval_every == 0 or self.step == recipe.steps:
+        if self.step % recipe.eval_every == 0:
             results = self.evaluate()
         spent = time.monotonic() - began
         self.seconds += spent
