@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from deltamem import DeltaMemConfig, MemoryState
 from deltamem.errors import ProfileError, StateError
 from deltamem.profiles import Profile, ProfileInfo, ProfileStore, load_profile, save_profile
+from deltamem.profiles.file import empty_profile
 
 
 def make_profile(fill: float = 1.0, **info: Any) -> Profile:
@@ -53,6 +54,12 @@ def test_round_trip(path: Path) -> None:
     again = load_profile(path)
     assert again.info == profile.info
     assert again.state.equal(profile.state) and again.before.equal(profile.before)
+
+
+def test_an_empty_profile_is_saved(path: Path) -> None:
+    empty = empty_profile(make_profile().info)
+    save_profile(path, empty)
+    assert load_profile(path).state.equal(empty.state)
 
 
 def test_the_file_opens_with_safetensors_alone_and_says_what_it_is(path: Path) -> None:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pexpect
 import pytest
 
-
 READY = "\x1b[?2004h"  # bracketed paste goes on when the prompt takes input
 
 

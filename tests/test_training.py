@@ -157,7 +157,7 @@ def test_training_learns(tmp_path: Path, tokenizer: Any) -> None:
     people.relations = people.relations[:2]
     trainer = make_trainer(tmp_path, tokenizer, people, steps=40, batch=4, ordinary=0, learning_rate=1e-2)
     losses = [r.value_loss for r in trainer.run()]
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
     assert trainer.passes.memory.state.batch_size == 1
     assert (tmp_path / "delta_mem_adapter.safetensors").is_file()
 

@@ -125,7 +125,8 @@ def save_profile(path: Path, profile: Profile) -> None:
 
 
 def _on_disk(state: MemoryState) -> Tensor:
-    return state.tensor[:, 0].detach().float().cpu().contiguous()
+    # A copy: safetensors refuses two tensors that share memory, as an empty profile's two states do.
+    return state.tensor[:, 0].detach().float().cpu().clone().contiguous()
 
 
 def load_profile(path: Path) -> Profile:
