@@ -12,7 +12,7 @@ STAGES: tuple[Difficulty, ...] = (
     Difficulty(pool=128, facts=2),
     Difficulty(pool=512, facts=2, small_talk=1),
     Difficulty(pool=2048, facts=3, small_talk=1, long_values=0.1),
-    Difficulty(facts=3, small_talk=1, long_values=0.15),
+    Difficulty(facts=3, small_talk=1, long_values=0.15, asked_before=0.4),
 )
 """Pool of values first (from few values the layers learn to copy at all), then facts side by side, then distance."""
 

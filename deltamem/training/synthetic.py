@@ -49,6 +49,7 @@ class Difficulty:
         relations: how many relations are in play.
         small_talk: the most turns of small talk among the facts.
         long_values: share of values made of two words.
+        asked_before: share of histories in which one fact was asked about and answered already.
     """
 
     pool: int = 1 << 20
@@ -56,6 +57,7 @@ class Difficulty:
     relations: int = 1 << 20
     small_talk: int = 0
     long_values: float = 0.0
+    asked_before: float = 0.0
 
 
 class SyntheticPeople:
@@ -96,6 +98,9 @@ class SyntheticPeople:
             taken.add(value)
             told.append((relation, value))
         history = [self._statement(rng, group, split) for group in _groups(rng, told)]
+        if rng.random() < difficulty.asked_before:
+            relation, value = rng.choice(told)
+            history.append(Turn(_phrase(rng, relation.questions, split), relation.answer.format(v=value)))
         for _ in range(rng.randint(0, difficulty.small_talk) if difficulty.small_talk else 0):
             history.insert(rng.randint(0, len(history)), rng.choice(self.small_talk))
         questions = [
