@@ -73,7 +73,7 @@ def chat(
     device: DeviceOption = "auto",
     quantize: QuantizeOption = QuantizeChoice.auto,
 ) -> None:
-    """Chat. What is said is written into the profile's memory, turn by turn."""
+    """Chat with memory: what is said is written into the profile, turn by turn."""
     from deltamem_cli.chat import ChatOptions, run_chat
 
     run_chat(
@@ -127,7 +127,7 @@ def inspect_state(
     layer: Annotated[int | None, typer.Option("--layer", "-l", help="Draw this layer's matrices.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is in a profile: norms, ranks, and what the last turn changed. Loads no backbone."""
+    """Show what is in a profile. Norms, ranks, and what the last turn changed; loads no backbone."""
     from deltamem_cli.inspect_state import run_inspect
 
     run_inspect(profile, layer, as_json)
@@ -157,7 +157,7 @@ def train_adapter(
     dtype: Annotated[str, typer.Option(help="Precision of the backbone: auto, float32 or bfloat16.")] = "auto",
     quantize: QuantizeOption = QuantizeChoice.none,
 ) -> None:
-    """Train an adapter for a backbone: the weights that write and read the memory."""
+    """Train an adapter for a backbone. It is what writes and reads the memory."""
     from deltamem_cli.train_adapter import TrainOptions, run_train
 
     run_train(
@@ -189,14 +189,14 @@ def train_adapter(
 
 @app.command(epilog="Example: deltamem doctor --json")
 def doctor(as_json: JsonOption = False) -> None:
-    """Versions, device, memory, folders and defaults: what belongs into a bug report."""
+    """Print what belongs into a bug report: versions, device, folders, defaults."""
     from deltamem_cli.doctor import run_doctor
 
     run_doctor(as_json)
 
 
 profiles_app = typer.Typer(
-    rich_markup_mode=None, help="List, show, copy, rename, delete, import and export memory profiles."
+    rich_markup_mode=None, help="List and manage memory profiles."
 )
 app.add_typer(profiles_app, name="profiles")
 NameArgument = Annotated[str, typer.Argument(help="Name or path of a profile.", autocompletion=complete_profiles)]
@@ -204,7 +204,7 @@ NameArgument = Annotated[str, typer.Argument(help="Name or path of a profile.", 
 
 @profiles_app.callback(invoke_without_command=True, epilog="Example: deltamem profiles show work")
 def profiles(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List, show, copy, rename, delete, import and export memory profiles."""
+    """List and manage memory profiles."""
     if context.invoked_subcommand is None:
         from deltamem_cli.profiles import run_list
 
