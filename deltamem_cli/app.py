@@ -195,9 +195,7 @@ def doctor(as_json: JsonOption = False) -> None:
     run_doctor(as_json)
 
 
-profiles_app = typer.Typer(
-    rich_markup_mode=None, help="List and manage memory profiles."
-)
+profiles_app = typer.Typer(rich_markup_mode=None, help="List and manage memory profiles.")
 app.add_typer(profiles_app, name="profiles")
 NameArgument = Annotated[str, typer.Argument(help="Name or path of a profile.", autocompletion=complete_profiles)]
 

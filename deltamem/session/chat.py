@@ -154,7 +154,6 @@ class ChatSession:
 
     # A turn
 
-    @torch.inference_mode()
     def send(self, text: str) -> Generator[Event, None, None]:
         """Say something and get the reply as events.
 
@@ -164,32 +163,18 @@ class ChatSession:
         Raises:
             StateError: the turn left numbers in the state that are not finite; it was undone.
         """
-        turns, state = self._window.copy_turns(), self._state
-        if self.memory is not None and state is not None:
-            self.memory.state = state
-        self._stop = False
-        reply = _Reply(Detokenizer(self.tokenizer))
-        try:
-            yield from self._read(text, reply)
-            try:
-                yield from self._speak(reply)
-            except GeneratorExit:
-                self._finish(reply, turns, state)
-                raise
-            yield self._finish(reply, turns, state)
-        except BaseException:
-            if not reply.finished:
-                self._window.restore(turns)
-                self._state = state
-            raise
+        yield from self._turn(text, replying=True)
 
-    @torch.inference_mode()
     def ingest(self, text: str) -> Generator[Event, None, None]:
         """Read a message into the memory without replying to it; its events are `Ingested` and `TurnFinished`.
 
         Raises:
             StateError: as for `send`.
         """
+        yield from self._turn(text, replying=False)
+
+    @torch.inference_mode()
+    def _turn(self, text: str, replying: bool) -> Generator[Event, None, None]:
         turns, state = self._window.copy_turns(), self._state
         if self.memory is not None and state is not None:
             self.memory.state = state
@@ -197,6 +182,12 @@ class ChatSession:
         reply = _Reply(Detokenizer(self.tokenizer))
         try:
             yield from self._read(text, reply)
+            if replying:
+                try:
+                    yield from self._speak(reply)
+                except GeneratorExit:
+                    self._finish(reply, turns, state)
+                    raise
             yield self._finish(reply, turns, state)
         except BaseException:
             if not reply.finished:
@@ -219,7 +210,6 @@ class ChatSession:
             for piece in segments.split(part) if is_said else chunks(part, self._window.chunk):
                 reply.evicted |= self._window.make_room(len(piece) + self._reserve())
                 reply.logits = self._window.feed(piece, [is_said] * len(piece), self._mode_for)
-                reply.window_dirty = True
                 done += len(piece)
                 reply.written += len(piece) if is_said and self._mode == "on" else 0
                 if is_said:
@@ -323,4 +313,4 @@ class _Reply:
         self.stopped: Literal["stop", "length", "interrupted"] = "stop"
         self.tokens = self.written = self.prompt_tokens = 0
         self.prompt_seconds = self.reply_seconds = 0.0
-        self.evicted = self.finished = self.window_dirty = False
+        self.evicted = self.finished = False
