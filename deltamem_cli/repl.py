@@ -21,7 +21,7 @@ from deltamem.paths import data_dir, private_dir
 from deltamem.session import TurnFinished
 from deltamem_cli.chat import guard_memory, stopping
 from deltamem_cli.replies import show_reply
-from deltamem_cli.terminal import fail, notice, pairs
+from deltamem_cli.terminal import fail, notice, pairs, quiet_keys
 
 _MODES = ("on", "read", "off")
 
@@ -91,7 +91,7 @@ class Repl:
 
     def _turn(self, text: str) -> None:
         self.last_message = text
-        with stopping(self.chat.session):
+        with stopping(self.chat.session), quiet_keys():
             finished = show_reply(guard_memory(self.chat, self.chat.send(text)), self.plain)
         if finished is not None:
             self.last = finished

@@ -96,6 +96,29 @@ def heatmap(rows: Sequence[Sequence[float]], title: str) -> None:
 
 
 @contextmanager
+def quiet_keys() -> Iterator[None]:
+    """Keys pressed while a reply is made are not echoed into it; they wait for the prompt. Ctrl-C still works."""
+    try:
+        import termios
+    except ImportError:  # not a POSIX terminal
+        yield
+        return
+    if not sys.stdin.isatty():
+        yield
+        return
+    handle = sys.stdin.fileno()
+    before = termios.tcgetattr(handle)
+    quiet = termios.tcgetattr(handle)
+    quiet[0] &= ~termios.ICRNL  # Enter stays Enter, and does not become a new line in the next message
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
+    termios.tcsetattr(handle, termios.TCSADRAIN, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(handle, termios.TCSADRAIN, before)
+
+
+@contextmanager
 def bars() -> Iterator[Report]:
     """A bar on standard error for each stage of long work; yields the callback to report to."""
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
