@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,20 +151,17 @@ def test_without_an_adapter_the_chat_is_frozen_and_says_so(run: Runner) -> None:
 
 
 def test_interrupting_keeps_what_was_said(run: Runner) -> None:
-    words = ["chat", "hi", "--profile", "work", "--max-tokens", "3000", "--json", *run.model]
+    words = ["chat", "hi", "--profile", "work", "--max-tokens", "3000", *run.model]
     process = subprocess.Popen(
-        [*CLI, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=run.environment
+        [*CLI, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=run.environment
     )
-    holder = run.home / "profiles" / ".work.safetensors.holder"
-    deadline = time.monotonic() + 120
-    while not holder.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(2)
+    assert process.stdout is not None
+    assert process.stdout.read(1)  # the reply has begun
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    turn = json.loads(out)
-    assert turn["stopped"] == "interrupted" and 0 < turn["reply_tokens"] < 3000
-    assert show(run, "work")["turns"] == 1
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and len(rest) < 3000
+    info = show(run, "work")
+    assert info["turns"] == 1 and 2 < info["tokens"] < 2000
 
 
 def test_models_and_doctor(run: Runner) -> None:
