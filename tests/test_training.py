@@ -169,8 +169,9 @@ def test_the_warm_start_lets_questions_find_what_was_told(tokenizer: Any) -> Non
     passes = Passes(memory, ChatFormat.of(tokenizer))
     before = [layer.memory_k_proj.detach().clone() for layer in memory.adapter]  # type: ignore[union-attr, operator]
     copy_directions(memory)
-    accuracy = fit_addressing(memory, passes, people, episodes=32, steps=60)
-    assert len(accuracy) == 3 and max(accuracy) > 0.3  # one in twelve would be chance
+    accuracy = fit_addressing(memory, passes, people, episodes=48, steps=300)
+    # A random backbone says little about what a token is part of; one in twelve would be chance.
+    assert len(accuracy) == 3 and min(accuracy) > 1.5 / 12
     assert all((b != a.memory_k_proj).any() for b, a in zip(before, memory.adapter, strict=True))
     layer = memory.adapter[0]
     torch.testing.assert_close(
