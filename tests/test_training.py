@@ -54,6 +54,11 @@ def test_values_and_phrasings_are_split(people: SyntheticPeople) -> None:
         assert all("{v}" in s for s in (*relation.statements, relation.answer))
 
 
+def test_a_tokenizer_without_words_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="too few words"):
+        SyntheticPeople(tokenizer)
+
+
 def test_episodes_are_a_function_of_the_seed(people: SyntheticPeople) -> None:
     hard = Difficulty(facts=4, small_talk=2)
     one, two = (people.episode(random.Random(5), hard, "train") for _ in range(2))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
+from deltamem.errors import DataError
 from deltamem.training.episodes import Episode, Question, Turn
 
 Split = Literal["train", "heldout"]
@@ -66,6 +67,9 @@ class SyntheticPeople:
     Args:
         tokenizer: its single-token words are the values.
 
+    Raises:
+        DataError: the tokenizer has too few such words.
+
     Attributes:
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
         replies: the backbone's own replies to statements, by relation, with ``{v}`` for the value. Empty at first.
@@ -82,6 +86,8 @@ class SyntheticPeople:
         self.ordinary: list[str] = data["ordinary"]
         self.replies: dict[str, list[str]] = {}
         self._values = {kind: _split_words(tokenizer, kind) for kind in ("name", "word")}
+        if any(not words for splits in self._values.values() for words in splits.values()):
+            raise DataError("this tokenizer has too few words that are single tokens for the built-in generator")
 
     def values(self, kind: str, split: Split) -> list[str]:
         """All values of a kind in a split."""
