@@ -59,7 +59,6 @@ class DeltaLayer(nn.Module):
         super().__init__()
         self.config = config
         self.hidden_size = hidden_size
-        width = config.num_state_heads * config.rank
         for name, shape in self.shapes(config, hidden_size, out_features).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
         for name in ("memory_q_proj", "memory_k_proj", "memory_v_proj"):
@@ -72,7 +71,6 @@ class DeltaLayer(nn.Module):
         if config.trainable_delta_scale:
             share = config.delta_scale_init / config.delta_scale_max
             nn.init.constant_(self.delta_scale_raw, math.log(share / (1 - share)))
-        self._width = width
 
     @staticmethod
     def shapes(config: DeltaMemConfig, hidden_size: int, out_features: dict[str, int]) -> dict[str, tuple[int, ...]]:
