@@ -37,3 +37,10 @@ class BackboneError(DeltaMemError):
 
 class DataError(DeltaMemError):
     """A data file cannot be used; the message names the file and the line."""
+
+
+class MissingExtraError(DeltaMemError):
+    """A package that only some commands need is not installed."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(f"{what} takes further packages; install them with: pip install 'deltamem[{extra}]'")

@@ -15,6 +15,7 @@ from deltamem_cli.options import (
     BackboneOption,
     ContextOption,
     DeviceOption,
+    EvalTask,
     JsonOption,
     MemoryChoice,
     ProfileOption,
@@ -180,6 +181,75 @@ def train_adapter(
             seed=seed,
             resume=resume,
             eval_every=eval_every,
+            device=device,
+            dtype=dtype,
+            quantize=quantize.value,
+        )
+    )
+
+
+@app.command(
+    "eval", epilog="Example: deltamem eval recall --facts 1,4 --parts facts   or   deltamem eval squad dev.json"
+)
+def evaluate(
+    task: Annotated[
+        EvalTask,
+        typer.Argument(
+            help="recall: made-up facts. ordinary: are ordinary questions left alone? perplexity: is text? "
+            "The others are read from files.",
+            show_choices=True,
+        ),
+    ],
+    path: Annotated[Path | None, typer.Argument(help="The task's file, where it has one.")] = None,
+    backbone: BackboneOption = None,
+    adapter: AdapterOption = None,
+    conditions: Annotated[
+        str,
+        typer.Option(
+            help="all, or some of frozen, memory, context, retrieval, memory+context, memory+retrieval, shuffled, "
+            "with commas between them."
+        ),
+    ] = "all",
+    questions: Annotated[int, typer.Option(min=1, help="recall: questions per figure, about.")] = 48,
+    facts: Annotated[str, typer.Option(help="recall: numbers of facts told.")] = "1,2,4,8,16,32",
+    distances: Annotated[str, typer.Option(help="recall: turns of small talk before the question.")] = "0,10,50,200",
+    parts: Annotated[str, typer.Option(help="recall: all, or some of facts, distance, held out, kind.")] = "all",
+    limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions (windows of text).")] = None,
+    context: ContextOption = None,
+    retrieve: Annotated[int, typer.Option(min=1, help="Most past turns that retrieval puts into the prompt.")] = 5,
+    batch: Annotated[int, typer.Option(min=1, help="Questions run together.")] = 16,
+    seed: Annotated[int, typer.Option(help="Seed of the made-up people.")] = 0,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Keep every reply in this file (JSON lines); run again to go on with it.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file, e.g. recall.png.")] = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision of the backbone: auto, float32 or bfloat16.")] = "auto",
+    quantize: QuantizeOption = QuantizeChoice.auto,
+) -> None:
+    """Measure what memory recalls, beside the frozen backbone, the history in the prompt, and retrieval."""
+    from deltamem_cli.evaluate import EvalChoices, run_eval
+
+    run_eval(
+        EvalChoices(
+            task=task.value,
+            path=path,
+            backbone=backbone,
+            adapter=adapter,
+            conditions=conditions,
+            questions=questions,
+            facts=facts,
+            distances=distances,
+            parts=parts,
+            limit=limit,
+            context=context,
+            retrieve=retrieve,
+            batch=batch,
+            seed=seed,
+            predictions=predictions,
+            plot=plot,
+            json=as_json,
             device=device,
             dtype=dtype,
             quantize=quantize.value,

@@ -17,6 +17,19 @@ class QuantizeChoice(str, Enum):
     none = "none"
 
 
+class EvalTask(str, Enum):
+    """What `deltamem eval` can ask."""
+
+    recall = "recall"
+    ordinary = "ordinary"
+    perplexity = "perplexity"
+    locomo = "locomo"
+    hotpotqa = "hotpotqa"
+    squad = "squad"
+    memoryagentbench = "memoryagentbench"
+    jsonl = "jsonl"
+
+
 class MemoryChoice(str, Enum):
     """What turns do with the memory."""
 

@@ -44,7 +44,7 @@ def run_train(options: TrainOptions) -> None:
     import torch
 
     from deltamem.config import DeltaMemConfig
-    from deltamem.training.episodes import Episode, load_episodes
+    from deltamem.episodes.episode import Episode, load_episodes
     from deltamem.training.recipe import Recipe
     from deltamem.training.run import prepare, write_card
     from deltamem_cli.opening import open_backbone
@@ -104,15 +104,13 @@ def run_train(options: TrainOptions) -> None:
 
 def final_figures(trainer: Any) -> dict[str, dict[str, Any]]:
     """Held-out recall by number of facts, beside what the frozen backbone answers."""
-    from deltamem.training.recall import heldout_episodes, score_recall
+    from deltamem.training.heldout import heldout_recall
 
-    results = {}
-    for facts in (1, 3):
-        episodes = heldout_episodes(trainer.people, facts, 96 // facts, seed=2)
-        score, _ = score_recall(trainer.passes, episodes)
-        frozen, _ = score_recall(trainer.passes, episodes, frozen=True)
-        results[str(facts)] = score.to_dict() | {"frozen_named": frozen.named}
-    return results
+    results = heldout_recall(trainer.passes, 96, conditions=("memory", "frozen"), seed=2)
+    return {
+        facts: {**row["memory"], "frozen_named": row["frozen"]["named"], "chance": 1 / int(facts)}
+        for facts, row in results.items()
+    }
 
 
 def show_results(results: dict[str, dict[str, Any]]) -> None:
@@ -165,5 +163,5 @@ class _Bar:
             description=f"stage {report.stage}, loss {report.loss:.2f}, values right {report.accuracy:.0%}",
         )
         if report.recall:
-            said = ", ".join(f"{n} facts {s['named']:.0%} (random {s['chance']:.0%})" for n, s in report.recall.items())
+            said = ", ".join(f"{n} facts {s['named']:.0%}" for n, s in report.recall.items())
             notice(f"step {report.step}: held-out recall {said}")

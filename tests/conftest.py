@@ -27,8 +27,9 @@ from transformers import (
 )
 
 from deltamem import DeltaMemConfig, DeltaMemory
+from deltamem.episodes.synthetic import SyntheticPeople
 
-torch.set_num_threads(min(2, os.cpu_count() or 1))
+torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))))
 
 TINY: dict[str, Any] = {
     "vocab_size": 320,
@@ -96,6 +97,28 @@ def tokenizer() -> Any:
     wrapped.pad_token = "<|im_end|>"
     wrapped.chat_template = TEMPLATE
     return wrapped
+
+
+WORDS = [f" {a}{b}" for a in ("Ab", "Cd", "Ef", "Gh", "Ij") for b in ("one", "two", "six", "ten")]
+
+
+class Words:
+    """A tokenizer that has some words as single tokens, for the generator."""
+
+    def __init__(self) -> None:
+        self.vocabulary = WORDS + [w.lower() for w in WORDS]
+
+    def __len__(self) -> int:
+        return len(self.vocabulary)
+
+    def decode(self, ids: list[int]) -> str:
+        return self.vocabulary[ids[0]]
+
+
+@pytest.fixture
+def people() -> SyntheticPeople:
+    """The generator over those words."""
+    return SyntheticPeople(Words())
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,8 @@ ORDER = [
     {"session"},
     {"profiles"},
     {"profile_chat"},
+    {"episodes"},
+    {"evaluation"},
     {"training"},
 ]
 RANK = {name: i for i, level in enumerate(ORDER) for name in level}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -11,82 +10,14 @@ import pytest
 import torch
 
 from deltamem.chat_format import ChatFormat
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
 from deltamem.errors import DataError
-from deltamem.training.batches import read_batch, write_batch
 from deltamem.training.curriculum import WaitingCurriculum
-from deltamem.training.episodes import Episode, Question, Turn, load_episodes
-from deltamem.training.passes import Passes
-from deltamem.training.recall import score_recall
 from deltamem.training.recipe import Recipe
-from deltamem.training.synthetic import Difficulty, SyntheticPeople
 from deltamem.training.trainer import Trainer
 from deltamem.training.warm_start import copy_directions, fit_addressing
-from tests.conftest import make_memory, make_model
-
-WORDS = [f" {a}{b}" for a in ("Ab", "Cd", "Ef", "Gh", "Ij") for b in ("one", "two", "six", "ten")]
-
-
-class Words:
-    """A tokenizer that has some words as single tokens, for the generator."""
-
-    def __init__(self) -> None:
-        self.vocabulary = WORDS + [w.lower() for w in WORDS]
-
-    def __len__(self) -> int:
-        return len(self.vocabulary)
-
-    def decode(self, ids: list[int]) -> str:
-        return self.vocabulary[ids[0]]
-
-
-@pytest.fixture
-def people() -> SyntheticPeople:
-    return SyntheticPeople(Words())
-
-
-def test_values_and_phrasings_are_split(people: SyntheticPeople) -> None:
-    for kind in ("name", "word"):
-        train, heldout = (set(people.values(kind, s)) for s in ("train", "heldout"))  # type: ignore[arg-type]
-        assert train and heldout and not train & heldout
-    assert len({r.id for r in people.relations}) == len(people.relations) >= 40
-    for relation in people.relations:
-        assert len(set(relation.statements)) >= 4 and len(set(relation.questions)) >= 4
-        assert all("{v}" in s for s in (*relation.statements, relation.answer))
-
-
-def test_a_tokenizer_without_words_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match="too few words"):
-        SyntheticPeople(tokenizer)
-
-
-def test_episodes_are_a_function_of_the_seed(people: SyntheticPeople) -> None:
-    hard = Difficulty(facts=4, small_talk=2)
-    one, two = (people.episode(random.Random(5), hard, "train") for _ in range(2))
-    assert one == two != people.episode(random.Random(6), hard, "train")
-    told = " ".join(t.user for t in one.history)
-    for question in one.questions:
-        assert question.value and question.value in told and question.value in question.answer
-
-
-def test_a_history_is_laid_out_as_a_chat(tokenizer: Any) -> None:
-    form = ChatFormat.of(tokenizer)
-    question = Question("What is it?", "It is Rex.", "Rex")
-    episode = Episode((Turn("My dog is Rex.", "Ok."), Turn("Hm", "Yes")), (question,))
-    batch = write_batch(form, [episode, Episode((Turn("a", "b"),), (question,))])
-    text = tokenizer.decode(batch.ids[0][batch.valid[0]].tolist())
-    assert text == (
-        "My dog is Rex.<|im_end|>\n<|im_start|>assistant\nOk.<|im_end|>\n<|im_start|>user\n"
-        "Hm<|im_end|>\n<|im_start|>assistant\nYes"
-    )
-    assert tokenizer.decode(batch.ids[0][batch.written[0]].tolist()) == "My dog is Rex.Ok.HmYes"
-    assert tokenizer.decode(batch.ids[0][batch.values[0] == 1].tolist()) == " Rex"
-    assert batch.segments[0].max() == 3 and not batch.written[1][~batch.valid[1]].any()
-
-    read = read_batch(form, [(0, question), (1, Question("Why so long a question?", "Yes."))])
-    kept = read.targets[0] != -100
-    assert tokenizer.decode(read.targets[0][kept].tolist()) == "It is Rex.<|im_end|>"
-    assert tokenizer.decode(read.targets[0][read.weights[0] > 0].tolist()) == " Rex"
-    assert read.weights[1].sum() == len("Yes.")
+from tests.conftest import Words, make_memory, make_model
 
 
 def test_a_curriculum_waits_until_a_stage_is_mastered() -> None:
@@ -110,18 +41,15 @@ def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
 def few_people() -> SyntheticPeople:
     """A generator small enough for a tiny model with one token a byte."""
     people = SyntheticPeople(Words())
-    people.relations, people.ordinary, people.small_talk = (
-        people.relations[:4],
-        people.ordinary[:3],
-        people.small_talk[:2],
-    )
+    people.relations, people.small_talk = people.relations[:4], people.small_talk[:2]
+    people.ordinary = {"train": people.ordinary["train"][:3], "heldout": []}
     return people
 
 
 def make_trainer(directory: Path, tokenizer: Any, people: SyntheticPeople, **options: Any) -> Trainer:
     memory = make_memory(make_model().requires_grad_(False), state_update_mode="no_lambda")
     recipe = Recipe(**{"steps": 6, "batch": 3, "questions": 4, "warmup": 2, "ordinary": 1, "reply_tokens": 2,
-                       "eval_every": 100, "eval_episodes": 2, "save_every": 3, "seed": 1} | options)  # fmt: skip
+                       "eval_every": 100, "save_every": 3, "seed": 1} | options)  # fmt: skip
     return Trainer(Passes(memory, ChatFormat.of(tokenizer)), recipe, directory, people)
 
 
@@ -185,56 +113,3 @@ def test_the_warm_start_lets_questions_find_what_was_told(tokenizer: Any) -> Non
         atol=1e-5,
         rtol=1e-4,
     )
-
-
-def test_replies_are_compared_by_exact_answer_and_by_name(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = make_memory(make_model())
-    passes = Passes(memory, ChatFormat.of(tokenizer))
-    episode = Episode(
-        (Turn("My dog is Rex, my cat Tom.", "Ok."),),
-        (Question("Dog?", "Your dog is Rex.", "Rex"), Question("Cat?", "Your cat is Tom.", "Tom")),
-    )
-    answers = iter([["your dog is rex", "It may be Tom or Rex."], ["Rexford", "TOM!"]])
-    monkeypatch.setattr(passes, "reply", lambda *_: next(answers))
-    score, _ = score_recall(passes, [episode])
-    assert (score.asked, score.exact, score.named, score.chance) == (2, 0.5, 0.5, 0.5)
-    score, _ = score_recall(passes, [episode], frozen=True)
-    assert (score.exact, score.named) == (0.0, 0.5)
-
-
-# One's own data
-
-
-def lines(path: Path, *values: Any) -> Path:
-    path.write_text("\n".join(v if isinstance(v, str) else json.dumps(v) for v in values))
-    return path
-
-
-def message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-CHAT = [message("user", "a"), message("assistant", "b"), message("user", "c"), message("assistant", "d")]
-
-
-def test_chats_are_read_from_json_lines(tmp_path: Path) -> None:
-    path = lines(tmp_path / "x.jsonl", {"messages": [message("system", "s"), *CHAT]}, "", {"messages": CHAT})
-    assert load_episodes(path) == [Episode((Turn("a", "b"),), (Question("c", "d"),))] * 2
-
-
-@pytest.mark.parametrize(
-    ("bad", "match"),
-    [
-        ("{", "not JSON"),
-        ({"text": "x"}, "expected"),
-        ({"messages": [{"role": "user"}]}, "expected"),
-        ({"messages": CHAT[:3]}, "must end with a question and its answer"),
-        ({"messages": CHAT[2:]}, "at least two turns"),
-        ({"messages": [CHAT[1], CHAT[0], *CHAT[2:]]}, "take turns"),
-        ("[" * 5000, "not JSON"),
-    ],
-)
-def test_wrong_lines_are_named(tmp_path: Path, bad: Any, match: str) -> None:
-    path = lines(tmp_path / "x.jsonl", {"messages": CHAT}, bad)
-    with pytest.raises(DataError, match=rf"x\.jsonl, line 2: .*{match}"):
-        load_episodes(path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deltamem.training.synthetic import Difficulty
+from deltamem.episodes.synthetic import Difficulty
 
 STAGES: tuple[Difficulty, ...] = (
     Difficulty(pool=32, facts=2),
@@ -13,8 +13,42 @@ STAGES: tuple[Difficulty, ...] = (
     Difficulty(pool=512, facts=2, small_talk=1),
     Difficulty(pool=2048, facts=3, small_talk=1, long_values=0.1),
     Difficulty(facts=3, small_talk=1, long_values=0.15, asked_before=0.4),
+    Difficulty(
+        facts=4,
+        small_talk=1,
+        long_values=0.2,
+        asked_before=0.2,
+        corrections=0.1,
+        unknown=0.2,
+        noted=0.15,
+        earlier=0.5,
+        others=0.05,
+    ),
+    Difficulty(
+        facts=6,
+        small_talk=2,
+        long_values=0.3,
+        asked_before=0.2,
+        corrections=0.15,
+        unknown=0.2,
+        noted=0.2,
+        earlier=0.5,
+        others=0.1,
+    ),
+    Difficulty(
+        facts=8,
+        small_talk=4,
+        long_values=0.3,
+        asked_before=0.2,
+        corrections=0.15,
+        unknown=0.25,
+        noted=0.2,
+        earlier=0.5,
+        others=0.1,
+    ),
 )
-"""Pool of values first (from few values the layers learn to copy at all), then facts side by side, then distance."""
+"""Pool of values first (from few values the layers learn to copy at all), then facts side by side, then what a chat
+brings with it: distance, corrections, questions about what was never told, earlier turns in the window."""
 
 
 @dataclass

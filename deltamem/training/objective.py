@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltamem.training.batches import ReadBatch
+from deltamem.episodes.batches import ReadBatch
 
 
 class RecallLoss(NamedTuple):
@@ -19,17 +20,28 @@ class RecallLoss(NamedTuple):
     accuracy: float
 
 
-def recall_loss(logits: Tensor, batch: ReadBatch) -> RecallLoss:
-    """Cross-entropy of the targets that count (M, vocabulary), that of the value apart from the rest."""
-    targets, weights = batch.targets.to(logits.device), batch.weights.to(logits.device)
-    present = targets != -100
-    chosen, wanted, is_value = logits.float(), targets[present], weights[present] > 0
-    losses = F.cross_entropy(chosen, wanted, reduction="none")
+def recall_loss(logits: Sequence[Tensor], batches: Sequence[ReadBatch]) -> RecallLoss:
+    """Cross-entropy of the targets that count, that of the value apart from the rest.
+
+    Args:
+        logits: (M, vocabulary) for the M targets that count in each batch.
+        batches: what was read.
+    """
+    expected = [batch.expected() for batch in batches]
+    losses = torch.cat(
+        [
+            F.cross_entropy(ours.float(), targets.to(ours.device), reduction="none")
+            for ours, (targets, _) in zip(logits, expected, strict=True)
+        ]
+    )
+    is_value = torch.cat([weights > 0 for _, weights in expected]).to(losses.device)
     with torch.no_grad():
-        right = (chosen[is_value].argmax(-1) == wanted[is_value]).float().mean()
+        right = torch.cat(
+            [ours.argmax(-1) == targets.to(ours.device) for ours, (targets, _) in zip(logits, expected, strict=True)]
+        )
     value = losses[is_value].mean() if is_value.any() else losses.new_zeros(())
     rest = losses[~is_value].mean() if (~is_value).any() else losses.new_zeros(())
-    return RecallLoss(value, rest, float(right) if is_value.any() else 0.0)
+    return RecallLoss(value, rest, float(right[is_value].float().mean()) if is_value.any() else 0.0)
 
 
 def frozen_divergence(logits: Tensor, frozen: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ class Recipe:
         steps: optimizer steps.
         batch: histories per step; each is asked about all its facts, up to `questions` in all.
         questions: most questions per step.
+        bucket: how many histories of like length are written together (and twice as many questions read).
         learning_rate: peak of AdamW.
         warmup: steps of linear warm-up.
         decay: share of the steps, at the end, over which a cosine takes the rate to zero.
@@ -26,13 +27,14 @@ class Recipe:
         seed: of everything random.
         local_gradient: let the gradient reach the writer through the state alone (see `DeltaMemory.writing`).
         eval_every: steps between evaluations on held-out episodes.
-        eval_episodes: how many of those.
+        eval_questions: questions per number of facts in one of those.
         save_every: steps between checkpoints.
     """
 
     steps: int = 1500
     batch: int = 16
     questions: int = 32
+    bucket: int = 4
     learning_rate: float = 2e-3
     warmup: int = 30
     decay: float = 0.4
@@ -44,7 +46,7 @@ class Recipe:
     seed: int = 0
     local_gradient: bool = True
     eval_every: int = 100
-    eval_episodes: int = 32
+    eval_questions: int = 32
     save_every: int = 50
 
     def rate(self, step: int) -> float:

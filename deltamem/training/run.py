@@ -11,14 +11,14 @@ from deltamem import __version__
 from deltamem.backbones.load import Backbone
 from deltamem.chat_format import ChatFormat
 from deltamem.config import DeltaMemConfig
+from deltamem.episodes.episode import Episode
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.paths import write_private
 from deltamem.training.checkpoints import CHECKPOINT_FILE
-from deltamem.training.episodes import Episode
-from deltamem.training.passes import Passes
 from deltamem.training.recipe import Recipe
-from deltamem.training.synthetic import SyntheticPeople
 from deltamem.training.trainer import Trainer
 from deltamem.training.warm_start import copy_directions, fit_addressing
 
@@ -82,8 +82,7 @@ def write_card(directory: Path, backbone: Backbone, trainer: Trainer, command: s
         f"    {command}",
         "",
         f"- backbone fingerprint {backbone.fingerprint}, {parameters:,} parameters",
-        f"- data: the built-in generator (`deltamem/training/synthetic.json`), "
-        f"{len(trainer.own)} episodes of one's own",
+        f"- data: the built-in generator (`deltamem/episodes/data`), {len(trainer.own)} episodes of one's own",
         f"- {trainer.step} steps in {trainer.seconds / 60:.0f} minutes, seed {recipe.seed}, "
         f"last curriculum stage {trainer.curriculum.stage}",
         f"- recipe: `{json.dumps(recipe.to_dict())}`",

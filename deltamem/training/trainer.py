@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from deltamem.adapter import save_adapter
+from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.episode import Episode
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.state import MemoryState
-from deltamem.training.batches import read_batch, write_batch
 from deltamem.training.checkpoints import load_checkpoint, save_checkpoint
 from deltamem.training.curriculum import WaitingCurriculum
-from deltamem.training.episodes import Episode, Question
-from deltamem.training.objective import frozen_divergence, recall_loss
-from deltamem.training.passes import Passes
-from deltamem.training.recall import heldout_episodes, score_recall
+from deltamem.training.heldout import heldout_recall
+from deltamem.training.objective import RecallLoss, recall_loss
+from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.recipe import Recipe
-from deltamem.training.synthetic import SyntheticPeople
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             list(self.parameters.values()), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.0
         )
-        self._ordinary: list[Question] = []
-        self._frozen_logits: dict[int, Tensor] = {}
+        self._ordinary: OrdinaryTalk | None = None
 
     # Progress on disk
 
@@ -108,9 +107,7 @@ class Trainer:
         """Train to the last step, saving on the way; the adapter is in `directory` afterwards."""
         recipe = self.recipe
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._ordinary = self.people.learn_replies(self._frozen_replies, random.Random(recipe.seed))
-        if not recipe.ordinary:
-            self._ordinary = []
+        self._ordinary = OrdinaryTalk(self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory)
         while self.step < recipe.steps:
             report = self._one_step()
             self._log(report)
@@ -128,16 +125,12 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         episodes = self._episodes(rng)
-        asked = [(i, q) for i, e in enumerate(episodes) for q in e.questions]
-        if len(asked) > recipe.questions:
-            asked = rng.sample(asked, recipe.questions)
-        state = self.passes.write(write_batch(self.passes.form, episodes), recipe.local_gradient)
-        reads = read_batch(self.passes.form, asked)
-        recall = recall_loss(self.passes.read(reads, state), reads)
+        state = self._write(episodes)
+        recall = self._recall_loss(rng, episodes, state)
         loss = recall.value + recipe.rest_weight * recall.rest
         divergence = 0.0
-        if self._ordinary:
-            kl = self._divergence(rng, state)
+        if self._ordinary is not None and recipe.ordinary:
+            kl = self._ordinary.divergence(rng, state, recipe.ordinary)
             divergence = float(kl.detach())
             loss = loss + recipe.ordinary_weight * kl
         self.optimizer.zero_grad()
@@ -165,6 +158,24 @@ class Trainer:
             results,
         )
 
+    def _write(self, episodes: Sequence[Episode]) -> MemoryState:
+        """The states the histories leave; histories of like length go together, so that little is padding."""
+        size = self.recipe.bucket
+        states = [
+            self.passes.write(write_batch(self.passes.form, episodes[at : at + size]), self.recipe.local_gradient)
+            for at in range(0, len(episodes), size)
+        ]
+        return MemoryState.stack(states)
+
+    def _recall_loss(self, rng: random.Random, episodes: Sequence[Episode], state: MemoryState) -> RecallLoss:
+        asked = [(i, q) for i, e in enumerate(episodes) for q in e.questions]
+        if len(asked) > self.recipe.questions:
+            asked = rng.sample(asked, self.recipe.questions)
+        asked.sort(key=lambda a: sum(len(q.text) + len(q.answer) for q in (a[1], *a[1].earlier)))
+        size = 2 * self.recipe.bucket
+        reads = [read_batch(self.passes.form, asked[at : at + size]) for at in range(0, len(asked), size)]
+        return recall_loss([self.passes.read(batch, state) for batch in reads], reads)
+
     def _episodes(self, rng: random.Random) -> list[Episode]:
         episodes = []
         for _ in range(self.recipe.batch):
@@ -172,38 +183,12 @@ class Trainer:
                 episodes.append(rng.choice(self.own))
             else:
                 episodes.append(self.people.episode(rng, self.curriculum.difficulty, "train"))
-        return episodes
-
-    # Leaving ordinary talk alone
-
-    def _frozen_replies(self, prompts: list[str]) -> list[str]:
-        replies: list[str] = []
-        for start in range(0, len(prompts), 16):
-            replies += self.passes.reply(prompts[start : start + 16], None, self.recipe.reply_tokens)
-        return replies
-
-    def _divergence(self, rng: random.Random, state: MemoryState) -> Tensor:
-        chosen = rng.sample(range(len(self._ordinary)), min(self.recipe.ordinary, len(self._ordinary)))
-        batch = read_batch(self.passes.form, [(rng.randrange(state.batch_size), self._ordinary[i]) for i in chosen])
-        frozen = torch.cat([self._frozen_logits_of(i) for i in chosen])
-        return frozen_divergence(self.passes.read(batch, state), frozen)
-
-    def _frozen_logits_of(self, i: int) -> Tensor:
-        """What the frozen backbone says to an ordinary prompt, worked out once."""
-        if i not in self._frozen_logits:
-            with torch.no_grad():
-                alone = read_batch(self.passes.form, [(0, self._ordinary[i])])
-                self._frozen_logits[i] = self.passes.read(alone, None).to(torch.bfloat16)
-        return self._frozen_logits[i]
+        return sorted(episodes, key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history))
 
     # Held-out recall
 
     def evaluate(self) -> dict[str, Any]:
-        """Free-running recall of held-out values, by number of facts."""
-        results = {}
-        for facts in (1, 3):
-            count = max(1, self.recipe.eval_episodes // facts)
-            score, _ = score_recall(self.passes, heldout_episodes(self.people, facts, count))
-            results[str(facts)] = score.to_dict()
+        """Free-running recall of held-out values and phrasings, by number of facts."""
+        results = heldout_recall(self.passes, self.recipe.eval_questions)
         self.passes.memory.reset()
-        return results
+        return {name: row["memory"] for name, row in results.items()}

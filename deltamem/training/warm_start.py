@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
 from deltamem.layer import DeltaLayer
 from deltamem.memory import DeltaMemory
-from deltamem.training.batches import read_batch, write_batch
-from deltamem.training.passes import Passes
-from deltamem.training.synthetic import Difficulty, SyntheticPeople
 
 
 @dataclass(frozen=True)

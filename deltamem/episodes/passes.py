@@ -6,7 +6,7 @@ values are the same for every row and are worked out once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from deltamem.chat_format import ChatFormat
+from deltamem.episodes.batches import ReadBatch, WriteBatch
 from deltamem.memory import DeltaMemory
 from deltamem.state import MemoryState
-from deltamem.training.batches import ReadBatch, WriteBatch
 
 
 @contextmanager
@@ -108,9 +108,8 @@ class Passes:
         return logits
 
     @torch.no_grad()
-    def reply(self, prompts: Iterable[str], state: MemoryState | None, max_tokens: int) -> list[str]:
-        """Greedy replies to prompts, prompt i asked of the state's sequence i (None: the frozen backbone)."""
-        asks = [self.form.text(p) + self.form.answer for p in prompts]
+    def reply(self, asks: Sequence[list[int]], state: MemoryState | None, max_tokens: int) -> list[str]:
+        """Greedy replies to `ask_tokens`, number i asked of the state's sequence i (None: the frozen backbone)."""
         length = max(map(len, asks))
         ids = torch.zeros(len(asks), length, dtype=torch.long, device=self.device)
         valid = torch.zeros(len(asks), length, dtype=torch.bool, device=self.device)

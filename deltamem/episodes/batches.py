@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from deltamem.chat_format import ChatFormat
-from deltamem.training.episodes import Episode, Question
+from deltamem.episodes.episode import Episode, Question
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,11 @@ class ReadBatch:
     targets: Tensor
     weights: Tensor
 
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Targets and weights of the M positions that count, row by row, (M,) each."""
+        present = self.targets != -100
+        return self.targets[present], self.weights[present]
+
 
 def write_batch(form: ChatFormat, episodes: Sequence[Episode]) -> WriteBatch:
     """Lay out histories as a chat would: what was said is written, what the template adds is read."""
@@ -85,37 +90,62 @@ def _history(form: ChatFormat, episode: Episode) -> tuple[list[int], list[int], 
 def _find_values(form: ChatFormat, tokens: list[int], questions: Sequence[Question]) -> list[int]:
     marks = [0] * len(tokens)
     for number, question in enumerate(questions, 1):
-        if question.value is None:
-            continue
-        # A value stands after a space, or at the very start of a message.
-        for lead in (" ", ""):
-            value = form.text(lead + question.value)
-            for at in range(len(tokens) - len(value) + 1):
-                if tokens[at : at + len(value)] == value:
-                    marks[at : at + len(value)] = [number] * len(value)
+        if question.value and question.kind != "unknown":
+            for at, length in _places(form, tokens, question.value):
+                marks[at : at + length] = [number] * length
     return marks
+
+
+def _places(form: ChatFormat, tokens: list[int], value: str) -> Iterator[tuple[int, int]]:
+    """Where a value stands, and how many tokens it takes there: after a space, or at the very start."""
+    for lead in (" ", ""):
+        ids = form.text(lead + value)
+        for at in range(len(tokens) - len(ids) + 1):
+            if tokens[at : at + len(ids)] == ids:
+                yield at, len(ids)
 
 
 def read_batch(form: ChatFormat, asked: Sequence[tuple[int, Question]]) -> ReadBatch:
     """Lay out questions, each with the history's row it is asked about. The answer's end is a target as well."""
-    stop = form.following[0]  # the template's own end of a reply
-    rows = []
-    for row, question in asked:
-        answer, value = _answer(form, question)
-        rows.append((row, form.text(question.text) + form.answer, [*answer, stop], [*value, 0]))
-    length = max(len(ask) + len(answer) - 1 for _, ask, answer, _ in rows)
-    most = max(len(answer) for _, _, answer, _ in rows)
+    rows = [_window(form, question) for _, question in asked]
+    length = max(len(tokens) for tokens, _, _ in rows)
+    most = max(len(tokens) - next(i for i, t in enumerate(targets) if t != -100) for tokens, targets, _ in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     valid = torch.zeros(len(rows), length, dtype=torch.bool)
-    targets = torch.full((len(rows), most), -100)
-    weights = torch.zeros(len(rows), most)
-    for i, (_, ask, answer, value) in enumerate(rows):
-        tokens = ask + answer[:-1]
+    targets = torch.full((len(rows), length), -100)
+    weights = torch.zeros(len(rows), length)
+    for i, (tokens, expected, value) in enumerate(rows):
         ids[i, -len(tokens) :] = torch.tensor(tokens)
         valid[i, -len(tokens) :] = True
-        targets[i, -len(answer) :] = torch.tensor(answer)
-        weights[i, -len(answer) :] = torch.tensor(value, dtype=torch.float)
-    return ReadBatch(ids, valid, torch.tensor([row for row, _ in asked]), targets, weights)
+        targets[i, -len(tokens) :] = torch.tensor(expected)
+        weights[i, -len(tokens) :] = torch.tensor(value, dtype=torch.float)
+    return ReadBatch(ids, valid, torch.tensor([row for row, _ in asked]), targets[:, -most:], weights[:, -most:])
+
+
+def ask_tokens(form: ChatFormat, question: Question) -> list[int]:
+    """What follows the opening when a question is put: earlier turns, the question, the generation prompt."""
+    tokens: list[int] = []
+    for q in (*question.earlier, question):
+        tokens += (form.following if tokens else []) + form.text(q.text) + form.answer
+        tokens += form.text(q.answer) if q is not question else []
+    return tokens
+
+
+def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int], list[int]]:
+    """Tokens of a window, what is expected after each (-100: nothing), and which of those are values."""
+    tokens: list[int] = []
+    expected: list[int] = []
+    marks: list[int] = []
+    for q in (*question.earlier, question):
+        answer, value = _answer(form, q)
+        counts = q.kind != "ordinary" or q is question
+        ask = (form.following if tokens else []) + form.text(q.text) + form.answer
+        # What follows a position is expected there: from the last of `ask` to the last of the answer.
+        quiet = [-100] * (len(ask) - 1)
+        tokens += ask + answer
+        expected += quiet + ([*answer, form.following[0]] if counts else [-100] * (len(answer) + 1))
+        marks += [0] * len(quiet) + ([*value, 0] if counts else [0] * (len(answer) + 1))
+    return tokens, expected, marks
 
 
 def _answer(form: ChatFormat, question: Question) -> tuple[list[int], list[int]]:
@@ -123,5 +153,7 @@ def _answer(form: ChatFormat, question: Question) -> tuple[list[int], list[int]]
     tokens = form.text(question.answer)
     if question.value is None:
         return tokens, [1] * len(tokens)
-    marks = _find_values(form, tokens, [question])
-    return tokens, [min(m, 1) for m in marks]
+    marks = [0] * len(tokens)
+    for at, length in _places(form, tokens, question.value) if question.value else ():
+        marks[at : at + length] = [1] * length
+    return tokens, marks

@@ -6,13 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from deltamem.errors import DataError
 
 
-@dataclass(frozen=True)
-class Turn:
+class Turn(NamedTuple):
     """A user's message and the reply to it; both are written into the state."""
 
     user: str
@@ -26,14 +25,19 @@ class Question:
     Attributes:
         text: the question.
         answer: the reply that is expected.
-        value: the part of the answer that had to be remembered; None weighs all of it alike.
+        value: the part of the answer that had to be remembered; None weighs all of it alike, "" none of it.
         topic: what it is about, e.g. a relation's name.
+        kind: what sort of question it is, for figures apart.
+        earlier: what was asked before it in the same window. Their answers are learnt too, but for those of
+            kind ``ordinary``.
     """
 
     text: str
     answer: str
     value: str | None = None
     topic: str = ""
+    kind: str = "recall"
+    earlier: tuple[Question, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,420 @@
+"""A generator of made-up people: facts told over several turns, small talk between, questions later.
+
+What an episode draws from is split: values and phrasings of the `heldout` split, and whole relations, are never used
+for training. Relations, phrasings and talk are in `data/`; the values are words of the tokenizer's own vocabulary
+and words made up from syllables.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import resources
+from typing import Any, Literal
+
+from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.errors import DataError
+
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Something that can be told about a person.
+
+    Attributes:
+        id: its name.
+        kind: ``name`` (capitalised values) or ``word``.
+        statements: phrasings with ``{v}`` for the value; the last is held out.
+        questions: phrasings of the question; the last is held out.
+        answer: the reply, with ``{v}``.
+        possessed: what stands after "my" in the phrasings, where somebody else can have one; else empty.
+        heldout: the whole relation is kept from training.
+    """
+
+    id: str
+    kind: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    answer: str
+    possessed: str = ""
+    heldout: bool = False
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A relation with its value; `owner` is None for the user, else another person's name."""
+
+    relation: Relation
+    value: str
+    owner: str | None = None
+    is_list: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What sort of question asks for it."""
+        return "other" if self.owner else "list" if self.is_list else "recall"
+
+    @property
+    def answer(self) -> str:
+        """The reply to a question about it."""
+        return _of(self.relation, self.owner, self.relation.answer).format(v=self.value)
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """How hard an episode is.
+
+    Attributes:
+        pool: how many values per kind are in play.
+        facts: the most facts in one history.
+        relations: how many relations are in play.
+        small_talk: the most turns of small talk among the facts.
+        long_values: share of values of several tokens: two words, or one made-up word.
+        asked_before: share of histories in which one fact was asked about and answered already.
+        corrections: share of facts that were told with another value before.
+        unknown: share of episodes in which something never told is asked about as well.
+        noted: share of episodes in which the reply to a statement is asked for as well.
+        earlier: share of windows in which something else was said before the question.
+        others: share of facts that are about somebody else.
+        lists: share of values that are two things.
+    """
+
+    pool: int = 1 << 20
+    facts: int = 1
+    relations: int = 1 << 20
+    small_talk: int = 0
+    long_values: float = 0.0
+    asked_before: float = 0.0
+    corrections: float = 0.0
+    unknown: float = 0.0
+    noted: float = 0.0
+    earlier: float = 0.0
+    others: float = 0.0
+    lists: float = 0.0
+
+
+class SyntheticPeople:
+    """Makes episodes, the same ones for the same random number generator.
+
+    Args:
+        tokenizer: its single-token words are the values.
+
+    Raises:
+        DataError: the tokenizer has too few such words.
+
+    Attributes:
+        relations: those used for training.
+        heldout_relations: those that never are.
+        ordinary: prompts on which memory is to change nothing, by split.
+        small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
+        replies: the backbone's own replies to statements, by relation, with ``{v}`` for the value. Empty at first.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        data = _data("relations.json")
+        relations = [
+            Relation(
+                r["id"],
+                r["kind"],
+                tuple(r["statements"]),
+                tuple(r["questions"]),
+                r["answer"],
+                r.get("possessed", ""),
+                r.get("heldout", False),
+            )
+            for r in data["relations"]
+        ]
+        self.relations = [r for r in relations if not r.heldout]
+        self.heldout_relations = [r for r in relations if r.heldout]
+        self.ordinary: dict[Split, list[str]] = _data("ordinary.json")
+        talk = _data("small_talk.json")
+        self.acknowledgements: list[str] = talk["acknowledgements"]
+        self.small_talk = [Turn(user, reply) for user, reply in talk["train"]]
+        self._heldout_talk = [Turn(user, reply) for user, reply in talk["heldout"]]
+        self.replies: dict[str, list[str]] = {}
+        self.unknown: str = data["unknown"]
+        self._around: dict[str, list[str]] = {
+            k: data[k]
+            for k in ("statement_leads", "statement_tails", "question_leads", "question_tails", "corrections")
+        }
+        self._noted: str = data["noted"]
+        # The last third of the names is for held-out people.
+        cut = len(data["people"]) * 2 // 3
+        self._people: dict[Split, list[str]] = {"train": data["people"][:cut], "heldout": data["people"][cut:]}
+        self._values = {kind: _split_words(tokenizer, kind) for kind in ("name", "word")}
+        if any(not words for splits in self._values.values() for words in splits.values()):
+            raise DataError("this tokenizer has too few words that are single tokens for the built-in generator")
+
+    def values(self, kind: str, split: Split) -> list[str]:
+        """All values of a kind in a split that are one token."""
+        return self._values[kind][split]
+
+    def talk(self, split: Split) -> list[Turn]:
+        """Turns of small talk."""
+        return self.small_talk if split == "train" else self._heldout_talk
+
+    def episode(
+        self,
+        rng: random.Random,
+        difficulty: Difficulty,
+        split: Split,
+        facts: int | None = None,
+        new_relations: bool = False,
+        values: Split | None = None,
+    ) -> Episode:
+        """One episode: up to `difficulty.facts` facts (or exactly `facts`), each asked about.
+
+        Args:
+            rng: decides everything.
+            difficulty: what the episode may hold.
+            split: of phrasings, people and small talk, and of values where `values` says nothing else.
+            facts: how many facts; None for a random number.
+            new_relations: take the facts from relations that training never sees.
+            values: split of the values.
+        """
+        relations = self.heldout_relations if new_relations else self.relations[: difficulty.relations]
+        count = facts if facts is not None else rng.randint(1, difficulty.facts)
+        told = self._facts(rng, relations, count, difficulty, split, values or split)
+        history, corrected = self._history(rng, told, difficulty, split, values or split)
+        questions = [
+            Question(
+                text=self._question(rng, fact, split),
+                answer=fact.answer,
+                value=fact.value,
+                topic=fact.relation.id,
+                kind="corrected" if fact in corrected else fact.kind,
+            )
+            for fact in told
+        ]
+        questions += self._further(rng, relations, told, history, difficulty, split)
+        return Episode(tuple(history), tuple(self._windows(rng, questions, difficulty)))
+
+    # What is told
+
+    def _facts(
+        self,
+        rng: random.Random,
+        relations: list[Relation],
+        count: int,
+        difficulty: Difficulty,
+        split: Split,
+        values: Split,
+    ) -> list[Fact]:
+        told: list[Fact] = []
+        taken: set[str] = set()
+        for relation in rng.sample(relations, count):
+            value = self._value(rng, relation.kind, difficulty, values, taken)
+            taken.add(value)
+            if rng.random() < difficulty.lists:
+                second = self._value(rng, relation.kind, difficulty, values, taken)
+                taken.add(second)
+                told.append(Fact(relation, f"{value} and {second}", is_list=True))
+                continue
+            owner = None
+            if relation.possessed and rng.random() < difficulty.others:
+                owner = rng.choice(self._people[split])
+                if rng.random() < 0.5 and len(told) + 1 < count:
+                    # The user has one as well: the two must be kept apart.
+                    mine = self._value(rng, relation.kind, difficulty, values, taken)
+                    taken.add(mine)
+                    told.append(Fact(relation, mine))
+            told.append(Fact(relation, value, owner))
+        return told[:count]
+
+    def _value(self, rng: random.Random, kind: str, difficulty: Difficulty, split: Split, taken: set[str]) -> str:
+        pool = self._values[kind][split][: difficulty.pool]
+        value = rng.choice(pool)
+        if rng.random() < difficulty.long_values:
+            value = f"{value} {rng.choice(pool)}" if rng.random() < 0.5 else _made_up(rng, kind)
+        while value in taken:  # a longer one is free sooner or later, however small the pool
+            value = f"{value} {rng.choice(pool)}"
+        return value
+
+    def _history(
+        self, rng: random.Random, told: list[Fact], difficulty: Difficulty, split: Split, values: Split
+    ) -> tuple[list[Turn], list[Fact]]:
+        corrected = [fact for fact in told if rng.random() < difficulty.corrections]
+        taken = {fact.value for fact in told}
+        before: list[Fact] = []
+        for fact in corrected:
+            old = self._value(rng, fact.relation.kind, difficulty, values, taken)
+            taken.add(old)
+            before.append(Fact(fact.relation, old, fact.owner))
+        first = [fact for fact in told if fact not in corrected] + before
+        rng.shuffle(first)
+        groups = _groups(rng, first)
+        history = [self._statement(rng, group, split) for group in groups]
+        for fact, untrue in zip(corrected, before, strict=True):
+            at = next(i for i, turn in enumerate(history) if untrue.value in turn.user)
+            lead = rng.choice(self._around["corrections"])
+            history.insert(rng.randint(at + 1, len(history)), self._statement(rng, [fact], split, lead))
+        if told and rng.random() < difficulty.asked_before:
+            fact = rng.choice(told)
+            history.append(Turn(self._question(rng, fact, split), fact.answer))
+        for _ in range(rng.randint(0, difficulty.small_talk) if difficulty.small_talk else 0):
+            history.insert(rng.randint(0, len(history)), rng.choice(self.talk(split)))
+        return history, corrected
+
+    def _statement(self, rng: random.Random, facts: list[Fact], split: Split, lead: str = "{s}") -> Turn:
+        said = []
+        for fact in facts:
+            statement = _phrase(rng, fact, fact.relation.statements, split).format(v=fact.value)
+            if split == "train":
+                statement = self._around_it(rng, "statement", statement)
+            said.append(lead.format(s=statement))
+        return Turn(" ".join(said), self._reply(rng, facts))
+
+    def _reply(self, rng: random.Random, facts: list[Fact]) -> str:
+        how = rng.random()
+        if how < 0.3:
+            return self._noted.format(a=" ".join(fact.answer for fact in facts))
+        own = self.replies.get(facts[-1].relation.id)
+        if own and how < 0.4:
+            return rng.choice(own).replace("{v}", facts[-1].value)
+        return rng.choice(self.acknowledgements)
+
+    # What is asked
+
+    def _question(self, rng: random.Random, fact: Fact, split: Split) -> str:
+        question = _phrase(rng, fact, fact.relation.questions, split)
+        if split == "heldout":
+            return question
+        return self._around_it(rng, "question", question)
+
+    def _around_it(self, rng: random.Random, what: str, text: str) -> str:
+        """The text, now and then with a few words before or after it."""
+        lead = rng.choice(self._around[f"{what}_leads"]) if rng.random() < 0.25 else ""
+        tail = rng.choice(self._around[f"{what}_tails"]) if rng.random() < 0.15 else ""
+        return lead + text + tail
+
+    def _further(
+        self,
+        rng: random.Random,
+        relations: list[Relation],
+        told: list[Fact],
+        history: list[Turn],
+        difficulty: Difficulty,
+        split: Split,
+    ) -> list[Question]:
+        """Questions about what was never told, and statements whose reply is asked for."""
+        more = []
+        if rng.random() < difficulty.unknown:
+            new = [r for r in relations if all(r is not fact.relation for fact in told)]
+            absent = Fact(rng.choice(new or relations), "")
+            if difficulty.others and absent.relation.possessed and rng.random() < 0.2:
+                absent = Fact(absent.relation, "", rng.choice(self._people[split]))
+            if new:
+                # Its first word decides whether something is made up.
+                text = self._question(rng, absent, split)
+                first = self.unknown.split()[0]
+                more.append(Question(text, self.unknown, first, absent.relation.id, kind="unknown"))
+        if rng.random() < difficulty.noted:
+            turn = rng.choice([t for t in history if any(fact.value in t.user for fact in told)])
+            said = [fact for fact in told if fact.value in turn.user]
+            answer = self._noted.format(a=" ".join(fact.answer for fact in said))
+            more.append(Question(turn.user, answer, "", said[0].relation.id, kind="noted"))
+        return more
+
+    def _windows(self, rng: random.Random, questions: list[Question], difficulty: Difficulty) -> list[Question]:
+        """Questions one after another in one window, now and then with a turn of small talk before them."""
+        if not difficulty.earlier:
+            return questions
+        rng.shuffle(questions)
+        windows: list[Question] = []
+        while questions:
+            before: list[Question] = []
+            if rng.random() < difficulty.earlier:
+                before = [questions.pop() for _ in range(min(len(questions) - 1, rng.choice((0, 1, 1, 2))))]
+                if not before or rng.random() < 0.2:
+                    turn = rng.choice(self.small_talk)
+                    before.insert(0, Question(turn.user, turn.reply, kind="ordinary"))
+            windows.append(replace(questions.pop(), earlier=tuple(before)))
+        return windows
+
+    # The backbone's own words
+
+    def learn_replies(self, reply: Callable[[list[str]], list[str]], rng: random.Random) -> list[Question]:
+        """Ask the backbone for its own replies, to use them in histories from here on.
+
+        Args:
+            reply: gives replies to prompts.
+
+        Returns:
+            Ordinary prompts with the replies to them, which memory is to leave alone.
+        """
+        prompts = self.ordinary["train"] + [turn.user for turn in self.small_talk]
+        told = []
+        for relation in self.relations:
+            fact = Fact(relation, rng.choice(self._values[relation.kind]["train"]))
+            told.append((fact, _phrase(rng, fact, relation.statements, "train").format(v=fact.value)))
+        said = reply(prompts + [statement for _, statement in told])
+        ordinary = [Question(p, r, kind="ordinary") for p, r in zip(prompts, said, strict=False) if r]
+        for (fact, _), words in zip(told, said[len(prompts) :], strict=True):
+            if words:
+                self.replies.setdefault(fact.relation.id, []).append(words.replace(fact.value, "{v}"))
+        self.small_talk = self.small_talk + [Turn(q.text, q.answer) for q in ordinary]
+        return ordinary
+
+
+def _data(name: str) -> Any:
+    return json.loads((resources.files("deltamem.episodes") / "data" / name).read_text("utf-8"))
+
+
+def _of(relation: Relation, owner: str | None, text: str) -> str:
+    """A text about the user's own, told of another owner."""
+    if owner is None:
+        return text
+    return re.sub(rf"\b([Mm]y|Your) {re.escape(relation.possessed)}\b", f"{owner}'s {relation.possessed}", text)
+
+
+def _phrase(rng: random.Random, fact: Fact, phrasings: tuple[str, ...], split: Split) -> str:
+    offered = phrasings[-1:] if split == "heldout" else phrasings[:-1]
+    if fact.owner is not None:
+        owned = [_of(fact.relation, fact.owner, p) for p in offered]
+        changed = [new for new, old in zip(owned, offered, strict=True) if new != old]
+        # Where the held-out phrasing says no "my", the plainest one does.
+        offered = tuple(changed or [_of(fact.relation, fact.owner, phrasings[0])])
+    return rng.choice(offered)
+
+
+def _groups(rng: random.Random, facts: list[Any]) -> list[list[Any]]:
+    """Facts spread over messages: mostly one a message, sometimes several."""
+    groups: list[list[Any]] = []
+    for fact in facts:
+        if groups and rng.random() < 0.3:
+            groups[-1].append(fact)
+        else:
+            groups.append([fact])
+    return groups
+
+
+_STARTS = ("b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pr", "qu", "r",
+           "s", "st", "t", "tr", "v", "w", "z")  # fmt: skip
+_MIDDLES = ["a", "e", "i", "o", "u", "ai", "ea", "ou"]
+_ENDS = ["", "", "l", "n", "r", "s", "k", "m", "th"]
+
+
+def _made_up(rng: random.Random, kind: str) -> str:
+    """A word nobody uses, of two or three syllables: several tokens to any tokenizer."""
+    word = "".join(rng.choice(_STARTS) + rng.choice(_MIDDLES) for _ in range(rng.choice((2, 2, 3)))) + rng.choice(_ENDS)
+    return word.capitalize() if kind == "name" else word
+
+
+_SHAPES = {"name": re.compile(r" [A-Z][a-z]{2,}"), "word": re.compile(r" [a-z]{4,}")}
+
+
+def _split_words(tokenizer: Any, kind: str) -> dict[Split, list[str]]:
+    words = []
+    for index in range(len(tokenizer)):
+        text = tokenizer.decode([index])
+        if _SHAPES[kind].fullmatch(text):
+            words.append(text.strip())
+    # By hash, so that a word stays on its side whatever else changes, and the order says nothing.
+    order = sorted(set(words), key=lambda w: hashlib.sha256(w.encode()).digest())
+    cut = len(order) // 10
+    return {"heldout": order[:cut], "train": order[cut:]}

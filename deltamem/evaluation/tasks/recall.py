@@ -1,0 +1,138 @@
+"""Recall of made-up facts about people: how many, how long ago, how new, corrected, other people's, never told."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.episodes.synthetic import Difficulty, Split, SyntheticPeople
+from deltamem.evaluation.items import Item, Task
+from deltamem.evaluation.scoring import exact_match, names, says_unknown, token_f1
+
+FACTS = (1, 2, 4, 8, 16, 32)
+DISTANCES = (0, 10, 50, 200)
+PARTS = ("facts", "distance", "held out", "kind")
+_PLAIN = 4
+"""Facts told where something else is varied."""
+
+
+def recall_task(
+    tokenizer: Any,
+    questions: int = 48,
+    facts: Sequence[int] = FACTS,
+    distances: Sequence[int] = DISTANCES,
+    parts: Collection[str] = PARTS,
+    seed: int = 0,
+) -> Task:
+    """About `questions` questions for every figure.
+
+    All of them take values and phrasings that training never saw, but for the `held out` rows that say otherwise.
+
+    Args:
+        tokenizer: the backbone's; its words are the values.
+        questions: questions per figure, rounded up to whole conversations.
+        facts: numbers of facts told.
+        distances: turns of small talk between the last fact and the question, with 4 facts.
+        parts: which breakdowns are asked for, of `PARTS`.
+        seed: of everything random.
+
+    Raises:
+        DataError: the tokenizer has too few words.
+    """
+    builder = _Builder(SyntheticPeople(tokenizer), questions, seed)
+    for count in facts if "facts" in parts else ():
+        builder.add({"facts": count}, count)
+    for distance in distances if "distance" in parts else ():
+        builder.add({"distance": distance}, _PLAIN, distance=distance)
+    if "held out" in parts:
+        builder.add({"held out": "values and phrasings"}, _PLAIN)
+        builder.add({"held out": "nothing"}, _PLAIN, split="train", values="train")
+        builder.add({"held out": "values"}, _PLAIN, split="train", values="heldout")
+        builder.add({"held out": "phrasings"}, _PLAIN, values="train")
+        builder.add({"held out": "relations too"}, _PLAIN, new_relations=True)
+    if "kind" in parts:
+        builder.add({"kind": "corrected"}, 2, Difficulty(corrections=1.0))
+        builder.add({"kind": "two people"}, _PLAIN, Difficulty(others=1.0))
+        builder.add({"kind": "list of two"}, 2, Difficulty(lists=1.0))
+        builder.add({"kind": "several tokens"}, 2, Difficulty(long_values=1.0))
+        builder.add({"kind": "never told"}, _PLAIN, Difficulty(unknown=1.0), only="unknown")
+    return Task(
+        name="recall",
+        histories=builder.histories,
+        items=builder.items,
+        score=score,
+        metrics=("named", "exact", "f1"),
+        slices=tuple((part,) for part in PARTS if part in parts),
+        max_tokens=24,
+    )
+
+
+def score(item: Item, reply: str) -> dict[str, float]:
+    """`named`: the value stands in the reply and no other that was told; `exact`: the reply is the expected one; `f1`.
+
+    Where nothing was told, all three ask whether the reply says so.
+    """
+    if not item.value:
+        unknown = float(says_unknown(reply))
+        return {"named": unknown, "exact": unknown, "f1": unknown}
+    parts = item.value.split(" and ")
+    named = all(names(reply, part) for part in parts) and not any(names(reply, w) for w in item.wrong)
+    return {
+        "named": float(named),
+        "exact": exact_match(reply, item.answers),
+        "f1": token_f1(reply, item.answers[0]),
+    }
+
+
+class _Builder:
+    def __init__(self, people: SyntheticPeople, questions: int, seed: int) -> None:
+        self._people, self._questions, self._seed = people, questions, seed
+        self.histories: dict[str, Sequence[Turn]] = {}
+        self.items: list[Item] = []
+
+    def add(
+        self,
+        labels: dict[str, str | int],
+        facts: int,
+        difficulty: Difficulty | None = None,
+        split: Split = "heldout",
+        values: Split | None = None,
+        new_relations: bool = False,
+        distance: int = 0,
+        only: str = "",
+    ) -> None:
+        """Conversations for one figure."""
+        name = " ".join(f"{k} {v}" for k, v in labels.items())
+        rng = random.Random(f"recall-{self._seed}-{name}")
+        per_conversation = 1 if only else facts
+        for number in range(-(-self._questions // per_conversation)):
+            episode = self._people.episode(
+                rng, difficulty or Difficulty(), split, facts=facts, new_relations=new_relations, values=values
+            )
+            conversation = f"{name}, {number}"
+            self.histories[conversation] = [*episode.history, *self._small_talk(rng, distance)]
+            for i, question in enumerate(episode.questions):
+                if not only or question.kind == only:
+                    self.items.append(_item(f"{conversation}, {i}", conversation, episode, question, labels))
+
+    def _small_talk(self, rng: random.Random, count: int) -> list[Turn]:
+        turns: list[Turn] = []
+        while len(turns) < count:
+            turns += rng.sample(self._people.talk("heldout"), len(self._people.talk("heldout")))
+        return turns[:count]
+
+
+def _item(id: str, conversation: str, episode: Episode, question: Question, labels: dict[str, str | int]) -> Item:
+    unknown = question.kind == "unknown"
+    told = [q.value for q in episode.questions if q.value and q.kind != "unknown" and q is not question]
+    return Item(
+        id=id,
+        conversation=conversation,
+        question=question.text,
+        answers=(question.answer,),
+        value="" if unknown else question.value or "",
+        wrong=tuple(part for value in told for part in value.split(" and ")),
+        labels=labels,
+    )

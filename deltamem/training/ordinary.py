@@ -1,0 +1,68 @@
+"""Ordinary talk that memory is to leave alone: prompts, the frozen backbone's replies, and the distance from them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deltamem.episodes.batches import ask_tokens, read_batch
+from deltamem.episodes.episode import Question
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.state import MemoryState
+from deltamem.training.objective import frozen_divergence
+
+REPLIES_FILE = "frozen_replies.json"
+
+
+class OrdinaryTalk:
+    """Prompts with the frozen backbone's replies to them.
+
+    Args:
+        passes: backbone and memory.
+        people: its prompts are asked; it learns the replies to put into histories.
+        reply_tokens: length of the replies.
+        seed: picks the statements that are asked as well.
+        directory: replies are kept here, so that a resumed run need not make them again.
+    """
+
+    def __init__(self, passes: Passes, people: SyntheticPeople, reply_tokens: int, seed: int, directory: Path) -> None:
+        self._passes = passes
+        self._reply_tokens = reply_tokens
+        self._known = directory / REPLIES_FILE
+        self.questions = people.learn_replies(self._replies, random.Random(seed))
+        self._frozen_logits: dict[int, Tensor] = {}
+
+    def _replies(self, prompts: Sequence[str]) -> list[str]:
+        try:
+            known: dict[str, str] = json.loads(self._known.read_text("utf-8"))
+        except (OSError, ValueError):
+            known = {}
+        new = sorted({p for p in prompts if p not in known}, key=len)
+        for start in range(0, len(new), 32):
+            part = new[start : start + 32]
+            asks = [ask_tokens(self._passes.form, Question(p, "")) for p in part]
+            known |= dict(zip(part, self._passes.reply(asks, None, self._reply_tokens), strict=True))
+        if new:
+            self._known.write_text(json.dumps(known, ensure_ascii=False), "utf-8")
+        return [known[p] for p in prompts]
+
+    def divergence(self, rng: random.Random, state: MemoryState, count: int) -> Tensor:
+        """KL to the frozen backbone on `count` prompts, each with one of the state's histories, in nats a token."""
+        chosen = rng.sample(range(len(self.questions)), min(count, len(self.questions)))
+        batch = read_batch(self._passes.form, [(rng.randrange(state.batch_size), self.questions[i]) for i in chosen])
+        frozen = torch.cat([self._frozen(i) for i in chosen])
+        return frozen_divergence(self._passes.read(batch, state), frozen)
+
+    def _frozen(self, i: int) -> Tensor:
+        """What the frozen backbone says to prompt i, (tokens, vocabulary), worked out once."""
+        if i not in self._frozen_logits:
+            with torch.no_grad():
+                alone = read_batch(self._passes.form, [(0, self.questions[i])])
+                self._frozen_logits[i] = self._passes.read(alone, None).to(torch.bfloat16)
+        return self._frozen_logits[i]

@@ -1,0 +1,178 @@
+"""Episodes: who is told what, how it is laid out as tensors, and reading one's own."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deltamem.chat_format import ChatFormat
+from deltamem.episodes.batches import ask_tokens, read_batch, write_batch
+from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
+from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.errors import DataError
+from deltamem.training.curriculum import STAGES
+
+
+def test_values_and_phrasings_are_split(people: SyntheticPeople) -> None:
+    for kind in ("name", "word"):
+        train, heldout = (set(people.values(kind, s)) for s in ("train", "heldout"))  # type: ignore[arg-type]
+        assert train and heldout and not train & heldout
+    assert len({r.id for r in people.relations}) == len(people.relations) >= 40
+    for relation in people.relations:
+        assert len(set(relation.statements)) >= 4 and len(set(relation.questions)) >= 4
+        assert all("{v}" in s for s in (*relation.statements, relation.answer))
+
+
+def test_a_tokenizer_without_words_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(DataError, match="too few words"):
+        SyntheticPeople(tokenizer)
+
+
+def test_episodes_are_a_function_of_the_seed(people: SyntheticPeople) -> None:
+    hard = STAGES[-1]
+    one, two = (people.episode(random.Random(5), hard, "train") for _ in range(2))
+    assert one == two != people.episode(random.Random(6), hard, "train")
+    told = " ".join(t.user for t in one.history)
+    for question in (q for window in one.questions for q in (*window.earlier, window)):
+        if question.kind in ("recall", "corrected", "other"):
+            assert question.value and question.value in told and question.value in question.answer
+
+
+def test_a_history_is_laid_out_as_a_chat(tokenizer: Any) -> None:
+    form = ChatFormat.of(tokenizer)
+    question = Question("What is it?", "It is Rex.", "Rex")
+    episode = Episode((Turn("My dog is Rex.", "Ok."), Turn("Hm", "Yes")), (question,))
+    batch = write_batch(form, [episode, Episode((Turn("a", "b"),), (question,))])
+    text = tokenizer.decode(batch.ids[0][batch.valid[0]].tolist())
+    assert text == (
+        "My dog is Rex.<|im_end|>\n<|im_start|>assistant\nOk.<|im_end|>\n<|im_start|>user\n"
+        "Hm<|im_end|>\n<|im_start|>assistant\nYes"
+    )
+    assert tokenizer.decode(batch.ids[0][batch.written[0]].tolist()) == "My dog is Rex.Ok.HmYes"
+    assert tokenizer.decode(batch.ids[0][batch.values[0] == 1].tolist()) == " Rex"
+    assert batch.segments[0].max() == 3 and not batch.written[1][~batch.valid[1]].any()
+
+    read = read_batch(form, [(0, question), (1, Question("Why so long a question?", "Yes."))])
+    kept = read.targets[0] != -100
+    assert tokenizer.decode(read.targets[0][kept].tolist()) == "It is Rex.<|im_end|>"
+    assert tokenizer.decode(read.targets[0][read.weights[0] > 0].tolist()) == " Rex"
+    assert read.weights[1].sum() == len("Yes.")
+
+
+def test_earlier_questions_stand_in_the_window_and_are_learnt_too(tokenizer: Any) -> None:
+    form = ChatFormat.of(tokenizer)
+    first, talk = Question("Cat?", "It is Tom.", "Tom"), Question("Hm", "Yes", kind="ordinary")
+    question = Question("Dog?", "It is Rex.", "Rex", earlier=(talk, first))
+    read = read_batch(form, [(0, question), (0, first)])
+    text = (
+        "Hm<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>\n<|im_start|>user\n"
+        "Cat?<|im_end|>\n<|im_start|>assistant\nIt is Tom.<|im_end|>\n<|im_start|>user\n"
+        "Dog?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert tokenizer.decode(ask_tokens(form, question)) == text
+    assert tokenizer.decode(read.ids[0][read.valid[0]].tolist()) == text + "It is Rex."
+    kept = read.targets[0] != -100
+    assert tokenizer.decode(read.targets[0][kept].tolist()) == "It is Tom.<|im_end|>It is Rex.<|im_end|>"
+    assert tokenizer.decode(read.targets[0][read.weights[0] > 0].tolist()) == " Tom Rex"
+    # Each target is the token that follows the position it is expected at.
+    for row in range(2):
+        ids = read.ids[row][-read.targets.shape[1] :].tolist()
+        for at, target in enumerate(read.targets[row].tolist()[:-1]):
+            assert target in (-100, ids[at + 1])
+
+
+def everything(people: SyntheticPeople, difficulty: Difficulty, count: int = 40, **options: Any) -> list[Episode]:
+    rng = random.Random(1)
+    return [people.episode(rng, difficulty, "heldout", **options) for _ in range(count)]
+
+
+def test_a_correction_comes_after_what_it_corrects_and_wins(people: SyntheticPeople) -> None:
+    for episode in everything(people, Difficulty(corrections=1.0), facts=2):
+        told = [t.user for t in episode.history]
+        assert len(told) >= 3
+        for question in episode.questions:
+            assert question.kind == "corrected" and question.value
+            new = max(i for i, said in enumerate(told) if question.value in said)
+            assert new > 0 and question.value in question.answer
+
+
+def test_other_people_have_their_own_things(people: SyntheticPeople) -> None:
+    kinds = set()
+    for episode in everything(people, Difficulty(others=1.0), facts=4):
+        told = " ".join(t.user for t in episode.history)
+        for question in episode.questions:
+            kinds.add(question.kind)
+            if question.kind == "other":
+                owner = question.answer.split("'s")[0]
+                assert f"{owner}'s" in question.text and f"{owner}'s" in told
+    assert kinds == {"other", "recall"}
+
+
+def test_what_was_never_told_is_asked_about(people: SyntheticPeople) -> None:
+    for episode in everything(people, Difficulty(unknown=1.0), facts=3):
+        (unknown,) = [q for q in episode.questions if q.kind == "unknown"]
+        assert unknown.answer == people.unknown
+        assert unknown.topic not in {q.topic for q in episode.questions if q is not unknown}
+
+
+def test_a_reply_to_a_statement_says_what_was_understood(people: SyntheticPeople) -> None:
+    for episode in everything(people, Difficulty(noted=1.0), facts=2):
+        (noted,) = [q for q in episode.questions if q.kind == "noted"]
+        assert noted.text in {t.user for t in episode.history} and noted.answer.startswith("Got it.")
+        assert noted.value == "" and any(q.value in noted.answer for q in episode.questions if q.value)
+
+
+def test_lists_and_long_values(people: SyntheticPeople) -> None:
+    assert all(" and " in q.value for e in everything(people, Difficulty(lists=1.0)) for q in e.questions if q.value)
+    words = {q.value for e in everything(people, Difficulty(long_values=1.0), 80) for q in e.questions if q.value}
+    assert {len(w.split()) for w in words} == {1, 2} and len(words) > 40
+
+
+def test_some_relations_are_never_trained_on(people: SyntheticPeople) -> None:
+    kept = {r.id for r in people.heldout_relations}
+    assert len(people.relations) >= 60 and len(kept) >= 10 and not kept & {r.id for r in people.relations}
+    assert {q.topic for e in everything(people, Difficulty(), facts=3, new_relations=True) for q in e.questions} <= kept
+    assert not set(people.ordinary["train"]) & set(people.ordinary["heldout"])
+    assert not {t.user for t in people.talk("train")} & {t.user for t in people.talk("heldout")}
+
+
+# One's own data
+
+
+def lines(path: Path, *values: Any) -> Path:
+    path.write_text("\n".join(v if isinstance(v, str) else json.dumps(v) for v in values))
+    return path
+
+
+def message(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+CHAT = [message("user", "a"), message("assistant", "b"), message("user", "c"), message("assistant", "d")]
+
+
+def test_chats_are_read_from_json_lines(tmp_path: Path) -> None:
+    path = lines(tmp_path / "x.jsonl", {"messages": [message("system", "s"), *CHAT]}, "", {"messages": CHAT})
+    assert load_episodes(path) == [Episode((Turn("a", "b"),), (Question("c", "d"),))] * 2
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ("{", "not JSON"),
+        ({"text": "x"}, "expected"),
+        ({"messages": [{"role": "user"}]}, "expected"),
+        ({"messages": CHAT[:3]}, "must end with a question and its answer"),
+        ({"messages": CHAT[2:]}, "at least two turns"),
+        ({"messages": [CHAT[1], CHAT[0], *CHAT[2:]]}, "take turns"),
+        ("[" * 5000, "not JSON"),
+    ],
+)
+def test_wrong_lines_are_named(tmp_path: Path, bad: Any, match: str) -> None:
+    path = lines(tmp_path / "x.jsonl", {"messages": CHAT}, bad)
+    with pytest.raises(DataError, match=rf"x\.jsonl, line 2: .*{match}"):
+        load_episodes(path)
