@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,92 +14,114 @@ from deltamem_cli.terminal import err, notice, table
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """The options of `deltamem train-adapter`, as in its help."""
+    """The options of `deltamem train-adapter`, as in its help; None leaves a value to the preset."""
 
     output: Path
     backbone: str | None
-    data: list[Path]
-    data_share: float
-    steps: int
-    batch: int
-    learning_rate: float
-    warmup: int
-    decay: float
-    rank: int
-    heads: int
-    write: str
-    update: str
-    correct: str
-    warm_start: bool
-    seed: int
+    preset: str
+    data: list[str]
+    start: Path | None
     resume: bool
-    eval_every: int
     device: str
     dtype: str
     quantize: str
+    checkpointing: bool
+    tensorboard: bool
+    warm_start: bool | None
+    config: dict[str, Any]
+    recipe: dict[str, Any]
 
 
 def run_train(options: TrainOptions) -> None:
     """Train, evaluate, and leave the adapter with its card."""
     import torch
 
-    from deltamem.config import DeltaMemConfig
-    from deltamem.episodes.episode import Episode, load_episodes
-    from deltamem.training.recipe import Recipe
+    from deltamem.training.curves import draw_curves
     from deltamem.training.run import prepare, write_card
+    from deltamem.training.team import Team
     from deltamem_cli.opening import open_backbone
 
-    if not 0 <= options.data_share <= 1:
-        raise DataError("--data-share lies between 0 and 1")
-    if not options.learning_rate > 0:
-        raise DataError("--learning-rate must be above 0")
-    own: list[Episode] = []
-    for path in options.data:
-        own += load_episodes(path)
+    preset = chosen_preset(options)
     dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
     if options.dtype not in dtypes:
         raise DeltaMemError(f"--dtype takes auto, float32 or bfloat16, not {options.dtype!r}")
-    config = DeltaMemConfig(
-        rank=options.rank,
-        num_state_heads=options.heads,
-        memory_write_granularity=options.write,
-        state_update_mode=options.update,
-        delta_heads=tuple(options.correct),
-        output_init="base_slice",
-    )
-    recipe = Recipe(
-        steps=options.steps,
-        batch=options.batch,
-        questions=2 * options.batch,
-        learning_rate=options.learning_rate,
-        warmup=options.warmup,
-        decay=options.decay,
-        seed=options.seed,
-        eval_every=options.eval_every,
-    )
-    torch.manual_seed(options.seed)
-    backbone = open_backbone(options.backbone, options.device, options.quantize, dtypes[options.dtype])
-    with _Bar(options.steps) as bar:
+    if options.start is not None and options.config:
+        raise DataError("--from keeps the adapter's own configuration: leave out " + ", ".join(sorted(options.config)))
+    team = Team(cpu=options.device == "cpu")
+    torch.manual_seed(preset.recipe.seed)
+    device = team.device or options.device
+    backbone = open_backbone(options.backbone, device, options.quantize, dtypes[options.dtype])
+    with _Bar(preset.recipe.steps, shown=team.rank == 0) as bar:
         trainer = prepare(
             backbone,
-            config,
-            recipe,
+            preset,
             options.output,
-            own,
-            options.data_share,
-            options.warm_start,
+            options.data,
             options.resume,
+            options.start,
+            options.checkpointing,
+            options.tensorboard,
+            team,
             bar.preparing,
         )
-        if trainer.step:
+        if trainer.step and team.rank == 0:
             notice(f"Going on after step {trainer.step}.")
         for report in trainer.run():
             bar.step(report)
         results = final_figures(trainer)
+    if team.rank:
+        return
+    if trainer.step < preset.recipe.steps:
+        notice(f"Stopped after step {trainer.step}: {preset.recipe.patience} evaluations without a better one.")
     command = "deltamem train-adapter " + shlex.join(sys.argv[2:])
     write_card(options.output, backbone, trainer, command, results)
     show_results(results)
+    curves = draw_curves(options.output)
+    if curves is not None:
+        notice(f"The curves are in {curves}.")
     notice(f"The adapter is in {options.output}; try it: deltamem chat --adapter {options.output}")
+
+
+def chosen_preset(options: TrainOptions) -> Any:
+    """The preset with what was asked for in its place.
+
+    Raises:
+        DataError: a value is out of range.
+    """
+    from deltamem.training.presets import PRESETS
+
+    if options.preset not in PRESETS:
+        raise DataError(f"there is no preset {options.preset!r}; there are {', '.join(PRESETS)}")
+    preset = PRESETS[options.preset]
+    recipe = dict(options.recipe)
+    if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
+        raise DataError("--learning-rate must be above 0")
+    if "batch" in recipe and "questions" not in recipe:
+        recipe["questions"] = 2 * recipe["batch"]
+    if any(value < 0 for name, value in recipe.items() if name.endswith("_weight")):
+        raise DataError("weights of the objective can't be below 0")
+    return replace(
+        preset,
+        config=replace(preset.config, **options.config),
+        recipe=replace(preset.recipe, **recipe),
+        warm_start=preset.warm_start if options.warm_start is None else options.warm_start,
+    )
+
+
+def layer_numbers(text: str) -> tuple[int, ...]:
+    """Layers from ``0,5,10-20``.
+
+    Raises:
+        DataError: it is something else.
+    """
+    numbers: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            numbers += range(int(first), int(last or first) + 1)
+    except ValueError:
+        raise DataError(f"--layers takes numbers and ranges such as 0,5,10-20, not {text!r}") from None
+    return tuple(numbers)
 
 
 def final_figures(trainer: Any) -> dict[str, dict[str, Any]]:
@@ -126,15 +148,16 @@ def show_results(results: dict[str, dict[str, Any]]) -> None:
 class _Bar:
     """One bar for the preparation and one for the steps, with the loss beside it."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, shown: bool = True) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         text = TextColumn("{task.description}")
         self._view = Progress(
             text, BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn(),
-            TimeRemainingColumn(), console=err
+            TimeRemainingColumn(), console=err, disable=not shown
         )  # fmt: skip
         self._steps = steps
+        self._shown = shown
         self._warm: Any = None
         self._task: Any = None
 
@@ -162,6 +185,6 @@ class _Bar:
             completed=report.step,
             description=f"stage {report.stage}, loss {report.loss:.2f}, values right {report.accuracy:.0%}",
         )
-        if report.recall:
+        if report.recall and self._shown:
             said = ", ".join(f"{n} facts {s['named']:.0%}" for n, s in report.recall.items())
             notice(f"step {report.step}: held-out recall {said}")

@@ -59,8 +59,8 @@ def test_a_history_is_laid_out_as_a_chat(tokenizer: Any) -> None:
     read = read_batch(form, [(0, question), (1, Question("Why so long a question?", "Yes."))])
     kept = read.targets[0] != -100
     assert tokenizer.decode(read.targets[0][kept].tolist()) == "It is Rex.<|im_end|>"
-    assert tokenizer.decode(read.targets[0][read.weights[0] > 0].tolist()) == " Rex"
-    assert read.weights[1].sum() == len("Yes.")
+    assert tokenizer.decode(read.targets[0][read.values[0] > 0].tolist()) == " Rex"
+    assert (read.values[1] > 0).sum() == len("Yes.")
 
 
 def test_earlier_questions_stand_in_the_window_and_are_learnt_too(tokenizer: Any) -> None:
@@ -77,7 +77,7 @@ def test_earlier_questions_stand_in_the_window_and_are_learnt_too(tokenizer: Any
     assert tokenizer.decode(read.ids[0][read.valid[0]].tolist()) == text + "It is Rex."
     kept = read.targets[0] != -100
     assert tokenizer.decode(read.targets[0][kept].tolist()) == "It is Tom.<|im_end|>It is Rex.<|im_end|>"
-    assert tokenizer.decode(read.targets[0][read.weights[0] > 0].tolist()) == " Tom Rex"
+    assert tokenizer.decode(read.targets[0][read.values[0] > 0].tolist()) == " Tom Rex"
     # Each target is the token that follows the position it is expected at.
     for row in range(2):
         ids = read.ids[row][-read.targets.shape[1] :].tolist()

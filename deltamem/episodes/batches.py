@@ -21,7 +21,7 @@ class WriteBatch:
         valid: (B, T), false for padding.
         written: (B, T), true for what somebody said.
         segments: (B, T), the number of the message a token belongs to, -1 for none.
-        values: (B, T), question number + 1 for tokens of a value that is asked about, else 0.
+        values: (B, T), question number + 1 (in `Episode.asked`) for tokens of a value that is asked about, else 0.
     """
 
     ids: Tensor
@@ -40,25 +40,25 @@ class ReadBatch:
         valid: (N, T).
         rows: (N,), the history each is asked about.
         targets: (N, K), the token expected after each of the last K positions but the last; -100 for none.
-        weights: (N, K), 1 where the target is part of the remembered value, else 0.
+        values: (N, K), question number in the window + 1 where the target is part of a remembered value, else 0.
     """
 
     ids: Tensor
     valid: Tensor
     rows: Tensor
     targets: Tensor
-    weights: Tensor
+    values: Tensor
 
     def expected(self) -> tuple[Tensor, Tensor]:
-        """Targets and weights of the M positions that count, row by row, (M,) each."""
+        """Of the M positions that count, row by row: their targets, and which are part of a value, (M,) each."""
         present = self.targets != -100
-        return self.targets[present], self.weights[present]
+        return self.targets[present], self.values[present] > 0
 
 
 def write_batch(form: ChatFormat, episodes: Sequence[Episode]) -> WriteBatch:
     """Lay out histories as a chat would: what was said is written, what the template adds is read."""
     rows = [_history(form, episode) for episode in episodes]
-    length = max(len(row[0]) for row in rows)
+    length = max(1, *(len(row[0]) for row in rows))
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     valid = torch.zeros(len(rows), length, dtype=torch.bool)
     segments = torch.full((len(rows), length), -1)
@@ -82,7 +82,7 @@ def _history(form: ChatFormat, episode: Episode) -> tuple[list[int], list[int], 
         for part, said in parts:
             tokens += part
             segments += [message if said else -1] * len(part)
-            marks += _find_values(form, part, episode.questions) if said else [0] * len(part)
+            marks += _find_values(form, part, episode.asked) if said else [0] * len(part)
             message += said
     return tokens, segments, marks
 
@@ -113,13 +113,13 @@ def read_batch(form: ChatFormat, asked: Sequence[tuple[int, Question]]) -> ReadB
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     valid = torch.zeros(len(rows), length, dtype=torch.bool)
     targets = torch.full((len(rows), length), -100)
-    weights = torch.zeros(len(rows), length)
+    values = torch.zeros(len(rows), length, dtype=torch.long)
     for i, (tokens, expected, value) in enumerate(rows):
         ids[i, -len(tokens) :] = torch.tensor(tokens)
         valid[i, -len(tokens) :] = True
         targets[i, -len(tokens) :] = torch.tensor(expected)
-        weights[i, -len(tokens) :] = torch.tensor(value, dtype=torch.float)
-    return ReadBatch(ids, valid, torch.tensor([row for row, _ in asked]), targets[:, -most:], weights[:, -most:])
+        values[i, -len(tokens) :] = torch.tensor(value)
+    return ReadBatch(ids, valid, torch.tensor([row for row, _ in asked]), targets[:, -most:], values[:, -most:])
 
 
 def ask_tokens(form: ChatFormat, question: Question) -> list[int]:
@@ -136,8 +136,8 @@ def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int],
     tokens: list[int] = []
     expected: list[int] = []
     marks: list[int] = []
-    for q in (*question.earlier, question):
-        answer, value = _answer(form, q)
+    for number, q in enumerate((*question.earlier, question), 1):
+        answer, value = _answer(form, q, number)
         counts = q.kind != "ordinary" or q is question
         ask = (form.following if tokens else []) + form.text(q.text) + form.answer
         # What follows a position is expected there: from the last of `ask` to the last of the answer.
@@ -148,12 +148,12 @@ def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int],
     return tokens, expected, marks
 
 
-def _answer(form: ChatFormat, question: Question) -> tuple[list[int], list[int]]:
-    """Tokens of the expected answer, and which of them are the value."""
+def _answer(form: ChatFormat, question: Question, number: int) -> tuple[list[int], list[int]]:
+    """Tokens of the expected answer, the question's number at those that are the value, 0 elsewhere."""
     tokens = form.text(question.answer)
     if question.value is None:
-        return tokens, [1] * len(tokens)
+        return tokens, [number] * len(tokens)
     marks = [0] * len(tokens)
     for at, length in _places(form, tokens, question.value) if question.value else ():
-        marks[at : at + length] = [1] * length
+        marks[at : at + length] = [number] * length
     return tokens, marks

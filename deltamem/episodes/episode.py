@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,10 +48,25 @@ class Episode:
     Attributes:
         history: the turns that are written, in order.
         questions: what is asked afterwards, each apart from the others.
+        where: the file and line it is from, where it is from a file.
+        breaks: numbers of turns at which a new session begins, with nothing in the window but the opening.
     """
 
     history: tuple[Turn, ...]
     questions: tuple[Question, ...]
+    where: str = ""
+    breaks: tuple[int, ...] = ()
+
+    @property
+    def sessions(self) -> list[tuple[Turn, ...]]:
+        """The history cut at its breaks."""
+        edges = [0, *self.breaks, len(self.history)]
+        return [self.history[a:b] for a, b in pairwise(edges)]
+
+    @property
+    def asked(self) -> tuple[Question, ...]:
+        """All questions, those that stand before others in their window included."""
+        return tuple(q for question in self.questions for q in (*question.earlier, question))
 
 
 def load_episodes(path: str | Path) -> list[Episode]:
@@ -92,7 +108,7 @@ def _parse(path: str | Path, lines: list[str]) -> Iterator[Episode]:
         history = tuple(
             Turn(user["content"], reply["content"]) for user, reply in zip(said[:-2:2], said[1:-2:2], strict=True)
         )
-        yield Episode(history, (Question(said[-2]["content"], said[-1]["content"]),))
+        yield Episode(history, (Question(said[-2]["content"], said[-1]["content"]),), where)
 
 
 def _is_message(message: Any) -> bool:

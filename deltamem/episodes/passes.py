@@ -65,23 +65,28 @@ class Passes:
 
         With `local_gradient` the gradient reaches the weights through the state alone; the backbone runs without.
         """
-        batch = WriteBatch(*(t.to(self.device) for t in vars(batch).values()))
         count = batch.ids.shape[0]
         if start is None:
             self.memory.reset(count)
         else:
             self.memory.state = start
-        segments = batch.segments if self.memory.config.writes_segments else None
-        mode = self.memory.writing(segments=segments, written=batch.written, local_gradient=local_gradient)
+        segments = batch.segments.to(self.device) if self.memory.config.writes_segments else None
+        written = batch.written.to(self.device)
+        mode = self.memory.writing(segments=segments, written=written, local_gradient=local_gradient)
         with torch.no_grad() if local_gradient else nullcontext(), mode:
-            self.model.base_model(
-                input_ids=batch.ids,
-                attention_mask=self._mask(batch.valid),
-                position_ids=self._positions(batch.valid),
-                past_key_values=self.opening_cache(count),
-                use_cache=True,
-            )
+            self.run(batch)
         return self.memory.state
+
+    def run(self, batch: WriteBatch) -> None:
+        """Put histories through the backbone in whatever mode the memory is in."""
+        ids, valid = batch.ids.to(self.device), batch.valid.to(self.device)
+        self.model.base_model(
+            input_ids=ids,
+            attention_mask=self._mask(valid),
+            position_ids=self._positions(valid),
+            past_key_values=self.opening_cache(len(ids)),
+            use_cache=True,
+        )
 
     def read(self, batch: ReadBatch, state: MemoryState | None) -> Tensor:
         """Logits (M, vocabulary) for the M targets that count, row by row; a state of None asks the frozen backbone."""

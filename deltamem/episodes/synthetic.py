@@ -82,6 +82,7 @@ class Difficulty:
         earlier: share of windows in which something else was said before the question.
         others: share of facts that are about somebody else.
         lists: share of values that are two things.
+        sessions: share of histories that are told in two sessions.
     """
 
     pool: int = 1 << 20
@@ -96,6 +97,7 @@ class Difficulty:
     earlier: float = 0.0
     others: float = 0.0
     lists: float = 0.0
+    sessions: float = 0.0
 
 
 class SyntheticPeople:
@@ -192,7 +194,10 @@ class SyntheticPeople:
             for fact in told
         ]
         questions += self._further(rng, relations, told, history, difficulty, split)
-        return Episode(tuple(history), tuple(self._windows(rng, questions, difficulty)))
+        breaks: tuple[int, ...] = ()
+        if difficulty.sessions and len(history) > 1 and rng.random() < difficulty.sessions:
+            breaks = (rng.randint(1, len(history) - 1),)
+        return Episode(tuple(history), tuple(self._windows(rng, questions, difficulty)), breaks=breaks)
 
     # What is told
 

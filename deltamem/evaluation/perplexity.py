@@ -107,7 +107,7 @@ def _losses(passes: Passes, rows: Sequence[list[int]], state: MemoryState | None
     targets = torch.full_like(ids, -100)
     targets[:, :-1] = ids[:, 1:]
     batch = ReadBatch(
-        ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(len(rows)), targets, torch.zeros(ids.shape)
+        ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(len(rows)), targets, torch.zeros_like(ids)
     )
     with torch.no_grad():
         logits = passes.read(batch, state)

@@ -1,8 +1,7 @@
-"""What a training step minimises, and how often the remembered value came out right."""
+"""What a training step minimises. Every part is a sum over tokens with its count, so that shares of a step add up."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,40 +11,47 @@ from torch import Tensor
 from deltamem.episodes.batches import ReadBatch
 
 
-class RecallLoss(NamedTuple):
-    """Cross-entropies as scalars, and the share of value tokens that are the most likely one."""
+class Answers(NamedTuple):
+    """Losses of the answers to a batch of questions.
+
+    Attributes:
+        value: sum of the cross-entropies of value tokens.
+        rest: sum of those of the other tokens.
+        right: number of value tokens that are the most likely one.
+        chosen: log-probability of each value token, (M_value,).
+    """
 
     value: Tensor
     rest: Tensor
-    accuracy: float
+    right: int
+    chosen: Tensor
 
 
-def recall_loss(logits: Sequence[Tensor], batches: Sequence[ReadBatch]) -> RecallLoss:
-    """Cross-entropy of the targets that count, that of the value apart from the rest.
+def answer_losses(logits: Tensor, batch: ReadBatch) -> Answers:
+    """Cross-entropy of what is expected, that of the values apart from the rest.
 
     Args:
-        logits: (M, vocabulary) for the M targets that count in each batch.
-        batches: what was read.
+        logits: (M, vocabulary) for the M targets that count.
+        batch: what was read.
     """
-    expected = [batch.expected() for batch in batches]
-    losses = torch.cat(
-        [
-            F.cross_entropy(ours.float(), targets.to(ours.device), reduction="none")
-            for ours, (targets, _) in zip(logits, expected, strict=True)
-        ]
-    )
-    is_value = torch.cat([weights > 0 for _, weights in expected]).to(losses.device)
-    with torch.no_grad():
-        right = torch.cat(
-            [ours.argmax(-1) == targets.to(ours.device) for ours, (targets, _) in zip(logits, expected, strict=True)]
-        )
-    value = losses[is_value].mean() if is_value.any() else losses.new_zeros(())
-    rest = losses[~is_value].mean() if (~is_value).any() else losses.new_zeros(())
-    return RecallLoss(value, rest, float(right[is_value].float().mean()) if is_value.any() else 0.0)
+    targets, is_value = (t.to(logits.device) for t in batch.expected())
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    right = int((logits.detach().argmax(-1) == targets)[is_value].sum())
+    return Answers(losses[is_value].sum(), losses[~is_value].sum(), right, -losses[is_value])
 
 
-def frozen_divergence(logits: Tensor, frozen: Tensor) -> Tensor:
-    """KL(frozen || with memory) in nats per token, of logits (M, vocabulary)."""
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Sum over tokens of KL(teacher || ours) in nats, of logits (M, vocabulary)."""
     ours = F.log_softmax(logits.float(), -1)
-    theirs = F.log_softmax(frozen.float(), -1)
-    return F.kl_div(ours, theirs, log_target=True, reduction="batchmean")
+    theirs = F.log_softmax(teacher.float().to(logits.device), -1)
+    return F.kl_div(ours, theirs, log_target=True, reduction="sum")
+
+
+def contrast(own: Tensor, other: Tensor) -> Tensor:
+    """Sum over value tokens of -log sigmoid of how much likelier the right state makes them than another one."""
+    return F.softplus(other - own).sum()
+
+
+def sparsity(gates: Tensor, target: float) -> Tensor:
+    """Squared distance of the mean write gate from a target."""
+    return (torch.sigmoid(gates).mean() - target).square()

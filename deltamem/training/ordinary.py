@@ -15,7 +15,7 @@ from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.state import MemoryState
-from deltamem.training.objective import frozen_divergence
+from deltamem.training.objective import divergence
 
 REPLIES_FILE = "frozen_replies.json"
 
@@ -43,21 +43,31 @@ class OrdinaryTalk:
             known: dict[str, str] = json.loads(self._known.read_text("utf-8"))
         except (OSError, ValueError):
             known = {}
-        new = sorted({p for p in prompts if p not in known}, key=len)
+        new = sorted({p for p in prompts if p not in known}, key=lambda p: (len(p), p))
         for start in range(0, len(new), 32):
             part = new[start : start + 32]
             asks = [ask_tokens(self._passes.form, Question(p, "")) for p in part]
             known |= dict(zip(part, self._passes.reply(asks, None, self._reply_tokens), strict=True))
         if new:
-            self._known.write_text(json.dumps(known, ensure_ascii=False), "utf-8")
+            beside = self._known.with_suffix(f".{random.getrandbits(32)}.tmp")
+            beside.write_text(json.dumps(known, ensure_ascii=False), "utf-8")
+            beside.replace(self._known)
         return [known[p] for p in prompts]
 
-    def divergence(self, rng: random.Random, state: MemoryState, count: int) -> Tensor:
-        """KL to the frozen backbone on `count` prompts, each with one of the state's histories, in nats a token."""
-        chosen = rng.sample(range(len(self.questions)), min(count, len(self.questions)))
-        batch = read_batch(self._passes.form, [(rng.randrange(state.batch_size), self.questions[i]) for i in chosen])
-        frozen = torch.cat([self._frozen(i) for i in chosen])
-        return frozen_divergence(self._passes.read(batch, state), frozen)
+    def choose(self, rng: random.Random, count: int) -> list[int]:
+        """Numbers of `count` prompts."""
+        return rng.sample(range(len(self.questions)), min(count, len(self.questions)))
+
+    def distance(self, chosen: Sequence[tuple[int, int]], state: MemoryState) -> tuple[Tensor, int]:
+        """KL to the frozen backbone, summed over tokens, and their number.
+
+        Args:
+            chosen: (row of the state, number of the prompt).
+            state: what is in memory.
+        """
+        batch = read_batch(self._passes.form, [(row, self.questions[i]) for row, i in chosen])
+        frozen = torch.cat([self._frozen(i) for _, i in chosen])
+        return divergence(self._passes.read(batch, state), frozen), len(frozen)
 
     def _frozen(self, i: int) -> Tensor:
         """What the frozen backbone says to prompt i, (tokens, vocabulary), worked out once."""

@@ -13,40 +13,67 @@ class Recipe:
 
     Attributes:
         steps: optimizer steps.
-        batch: histories per step; each is asked about all its facts, up to `questions` in all.
+        batch: histories per step, over all processes; each is asked about all its facts, up to `questions` in all.
         questions: most questions per step.
+        accumulate: parts a step is cut into, one after another, to save memory.
         bucket: how many histories of like length are written together (and twice as many questions read).
+        window: longest history, in tokens, that is written with itself in the context; the state carries the rest.
+        truncate: how many of its last windows the gradient goes back through.
         learning_rate: peak of AdamW.
+        addressing_rate: learning rate of W_q, W_k and the gates, relative to the others'. They begin fitted, and
+            Adam's steps do not get smaller where there is little to learn.
+        betas: of AdamW.
         warmup: steps of linear warm-up.
         decay: share of the steps, at the end, over which a cosine takes the rate to zero.
         clip: largest gradient norm.
         rest_weight: weight of the answer's other tokens beside the value's.
+        addressing_weight: weight of the addressing loss (`training/addressing.py`), 0 leaves it out.
+        spread: weight, within it, of the overlap between keys of different facts.
         ordinary: ordinary questions per step on which memory is to change nothing.
         ordinary_weight: weight of the KL to the frozen backbone there.
+        distill_weight: weight of the KL to the frozen backbone that has the whole history in its context.
+        contrast_weight: weight of telling the right state from another conversation's and from an empty one.
+        sparsity_weight: weight of the squared distance of the mean write gate from `gate_target`.
+        gate_target: see `sparsity_weight`.
         reply_tokens: length of the backbone's own replies that are put into histories.
         seed: of everything random.
         local_gradient: let the gradient reach the writer through the state alone (see `DeltaMemory.writing`).
+        mark: accuracy on values that ends a stage of the curriculum.
         eval_every: steps between evaluations on held-out episodes.
         eval_questions: questions per number of facts in one of those.
+        patience: evaluations without a better one after which a run stops early; 0 never does.
         save_every: steps between checkpoints.
     """
 
     steps: int = 1500
     batch: int = 16
     questions: int = 32
+    accumulate: int = 1
     bucket: int = 4
+    window: int = 1024
+    truncate: int = 4
     learning_rate: float = 2e-3
+    addressing_rate: float = 0.3
+    betas: tuple[float, float] = (0.9, 0.95)
     warmup: int = 30
     decay: float = 0.4
     clip: float = 1.0
     rest_weight: float = 0.3
+    addressing_weight: float = 1.0
+    spread: float = 2.0
     ordinary: int = 4
     ordinary_weight: float = 1.0
+    distill_weight: float = 0.0
+    contrast_weight: float = 0.0
+    sparsity_weight: float = 0.0
+    gate_target: float = 0.02
     reply_tokens: int = 20
     seed: int = 0
     local_gradient: bool = True
+    mark: float = 0.6
     eval_every: int = 100
     eval_questions: int = 32
+    patience: int = 0
     save_every: int = 50
 
     def rate(self, step: int) -> float:

@@ -10,64 +10,77 @@ from typing import Any
 from deltamem import __version__
 from deltamem.backbones.load import Backbone
 from deltamem.chat_format import ChatFormat
-from deltamem.config import DeltaMemConfig
-from deltamem.episodes.episode import Episode
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.paths import write_private
 from deltamem.training.checkpoints import CHECKPOINT_FILE
-from deltamem.training.recipe import Recipe
+from deltamem.training.curriculum import STAGES, WaitingCurriculum
+from deltamem.training.data import parse_mix
+from deltamem.training.fitting import fit_addressing
+from deltamem.training.presets import Preset
+from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
-from deltamem.training.warm_start import copy_directions, fit_addressing
+from deltamem.training.warm_start import copy_directions
 
 CARD_FILE = "README.md"
 
 
 def prepare(
     backbone: Backbone,
-    config: DeltaMemConfig,
-    recipe: Recipe,
+    preset: Preset,
     directory: Path,
-    own: Sequence[Episode] = (),
-    own_share: float = 0.5,
-    warm_start: bool = True,
+    data: Sequence[str] = (),
     resume: bool = False,
+    start: Path | None = None,
+    checkpointing: bool = False,
+    tensorboard: bool = False,
+    team: Team | None = None,
     report: Callable[[str, float], None] | None = None,
 ) -> Trainer:
     """A trainer that is ready to run.
 
     Args:
+        backbone: frozen.
+        preset: configuration and recipe.
+        directory: of the run.
+        data: sources with weights (see `parse_mix`).
+        resume: go on with the checkpoint in `directory`.
+        start: begin with this adapter, whose configuration is kept, and with a new optimizer.
+        checkpointing: work activations out again for the gradient, to save memory.
+        tensorboard: log for TensorBoard as well.
+        team: the processes that train together.
         report: called with what is being done and the share done, during the warm start.
 
     Raises:
-        DataError: the directory holds a run already, or none to resume; or an episode is too long.
+        DataError: the directory holds a run already, or none to resume; or data can't be used.
         AttachError: the backbone lacks what the configuration asks for.
     """
     checkpoint = directory / CHECKPOINT_FILE
     if checkpoint.exists() and not resume:
         raise DataError(f"{directory} holds a run already; go on with --resume, or choose another directory")
-    memory = DeltaMemory.attach(backbone.model, config)
     form = ChatFormat.of(backbone.tokenizer, stops=backbone.stops)
-    _check_lengths(own, form, backbone)
-    passes = Passes(memory, form)
     people = SyntheticPeople(backbone.tokenizer)
-    trainer = Trainer(passes, recipe, directory, people, own, own_share)
+    limit = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
+    mix = parse_mix(data, people, form, limit)
+    model = backbone.model
+    if start is not None and not resume:
+        memory = DeltaMemory.from_pretrained(model, start)
+    else:
+        memory = DeltaMemory.attach(model, preset.config)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()  # transformers checkpoints in training mode only; a backbone without dropout is the same in it
+    passes = Passes(memory, form)
+    curriculum = None if preset.curriculum else WaitingCurriculum(stages=STAGES[-1:])
+    trainer = Trainer(passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard)
     if resume:
         trainer.resume()
-    elif warm_start:
+    elif start is None and preset.warm_start:
         copy_directions(memory)
-        fit_addressing(memory, passes, people, seed=recipe.seed, report=report)
+        fit_addressing(memory, passes, people, seed=preset.recipe.seed, report=report)
     return trainer
-
-
-def _check_lengths(own: Sequence[Episode], form: ChatFormat, backbone: Backbone) -> None:
-    limit = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
-    for number, episode in enumerate(own, 1):
-        tokens = sum(len(form.text(t.user)) + len(form.text(t.reply)) + 16 for t in episode.history)
-        if limit and tokens > limit:
-            raise DataError(f"episode {number} of the data has {tokens} tokens of history; the model takes {limit}")
 
 
 def write_card(directory: Path, backbone: Backbone, trainer: Trainer, command: str, results: dict[str, Any]) -> None:
@@ -82,7 +95,7 @@ def write_card(directory: Path, backbone: Backbone, trainer: Trainer, command: s
         f"    {command}",
         "",
         f"- backbone fingerprint {backbone.fingerprint}, {parameters:,} parameters",
-        f"- data: the built-in generator (`deltamem/episodes/data`), {len(trainer.own)} episodes of one's own",
+        f"- data: {', '.join(trainer.mix.names)} (synthetic is the generator in `deltamem/episodes`)",
         f"- {trainer.step} steps in {trainer.seconds / 60:.0f} minutes, seed {recipe.seed}, "
         f"last curriculum stage {trainer.curriculum.stage}",
         f"- recipe: `{json.dumps(recipe.to_dict())}`",

@@ -1,0 +1,48 @@
+"""Whole recipes: ours, and the published one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deltamem.config import DeltaMemConfig
+from deltamem.training.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A configuration, a recipe, and whether keys, gates and values are fitted first."""
+
+    config: DeltaMemConfig
+    recipe: Recipe
+    warm_start: bool
+    curriculum: bool
+
+
+PRESETS: dict[str, Preset] = {
+    "deltamem": Preset(
+        DeltaMemConfig(delta_heads=("q", "o"), state_update_mode="no_lambda", output_init="base_slice"),
+        Recipe(),
+        warm_start=True,
+        curriculum=True,
+    ),
+    # DESIGN section 2: cross-entropy on the answer alone, gradient through the writing pass as well.
+    "published": Preset(
+        DeltaMemConfig(delta_heads=("q", "o"), state_update_mode="standard", output_init="base_slice_fixed"),
+        Recipe(
+            steps=70,
+            batch=32,
+            questions=32,
+            learning_rate=2e-4,
+            addressing_rate=1.0,
+            betas=(0.9, 0.999),
+            warmup=7,
+            decay=1.0,
+            rest_weight=1.0,
+            addressing_weight=0.0,
+            ordinary=0,
+            local_gradient=False,
+        ),
+        warm_start=False,
+        curriculum=False,
+    ),
+}
