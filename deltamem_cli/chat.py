@@ -94,7 +94,7 @@ def open_chat(options: ChatOptions, interactive: bool) -> Iterator[Any]:
     except ValueError as error:
         raise DeltaMemError(str(error)) from None
     backbone = open_backbone(options.backbone, options.device, options.quantize)
-    adapter = adapter_for(backbone, options.adapter)
+    adapter = adapter_for(backbone, options.adapter, path)
     if adapter is not None and interactive and not path.exists():
         notice(f"New profile {options.profile!r}, to be kept in {path}. Adapter: {adapter}.")
     try:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from deltamem.backbones.catalog import CATALOG
+from deltamem.adapter import shipped_adapters
+from deltamem.backbones.catalog import CATALOG, newer_adapter
 from deltamem.backbones.fetch import local_path
 from deltamem.backbones.load import Backbone, default_backbone, load_backbone
 from deltamem.errors import BackboneError
 from deltamem.paths import profiles_dir
+from deltamem.profiles import load_profile
 from deltamem_cli.terminal import bars, notice
 
 CPU_CONTEXT, GPU_CONTEXT = 2048, 8192
@@ -32,12 +35,23 @@ def open_backbone(name: str | None, device: str, quantize: Any, dtype: Any = Non
         return load_backbone(name, device=device, quantize=quantize, dtype=dtype, report=report)
 
 
-def adapter_for(backbone: Backbone, wanted: str | None) -> str | None:
-    """The adapter to use: the one asked for, the recommended one, or none with an explanation."""
+def adapter_for(backbone: Backbone, wanted: str | None, profile: Path | None = None) -> str | None:
+    """The adapter to use: the one asked for, the profile's own, the recommended one, or none with an explanation.
+
+    Raises:
+        ProfileError: the profile is there and can't be read.
+    """
     if wanted == "none":
         return None
     if wanted is not None:
         return wanted
+    own = load_profile(profile).info.adapter if profile is not None and profile.exists() else None
+    # A name that came with the package, and nothing else: a profile must not decide what is read or fetched.
+    if own is not None and own in shipped_adapters() and own != backbone.adapter:
+        newer = newer_adapter(backbone.name, own)
+        if newer is not None:
+            notice(f"This profile was made with {own} and keeps using it; new profiles use {newer}.")
+        return own
     if backbone.adapter is None:
         notice(
             f"{backbone.name} has no adapter, so this chat runs on the frozen backbone and remembers nothing. "

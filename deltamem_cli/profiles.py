@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from deltamem.backbones.catalog import newer_adapter
 from deltamem.errors import ProfileError
 from deltamem_cli.terminal import notice, out, pairs, table, write_json
 
@@ -44,14 +45,17 @@ def run_show(name: str, as_json: bool) -> None:
     path = ProfileStore().existing(name)
     info = load_profile(path).info
     size = path.stat().st_size
+    newer = newer_adapter(info.backbone, info.adapter)
     if as_json:
-        write_json({"name": name, "path": str(path), "bytes": size, **info.to_dict()})
+        write_json({"name": name, "path": str(path), "bytes": size, **info.to_dict(), "newer_adapter": newer})
         return
     config = info.adapter_config
     shape = f"{len(info.layers)} layers, {config['num_state_heads']} x {config['rank']} x {config['rank']} each"
     pairs([("name", name), ("file", f"{path} ({size / 1000:.1f} kB)"), ("title", info.title or "-"),
            ("backbone", f"{info.backbone} ({info.backbone_fingerprint})"),
-           ("adapter", f"{info.adapter} ({info.adapter_fingerprint})"), ("state", shape),
+           ("adapter", f"{info.adapter} ({info.adapter_fingerprint})"),
+           *([("newer adapter", f"{newer}; a new profile uses it, this one stays with its own")] if newer else []),
+           ("state", shape),
            ("turns", info.turns), ("tokens written", info.tokens),
            ("created", info.created), ("updated", info.updated)])  # fmt: skip
 

@@ -35,9 +35,9 @@ def run_remember(
         if str(file) != "-" and not file.is_file():
             raise DataError(f"there is no file {file}")
     store = ProfileStore()
-    store.path(profile)
+    path = store.path(profile)
     backbone = open_backbone(backbone_name, device, quantize)
-    chosen = adapter_for(backbone, adapter)
+    chosen = adapter_for(backbone, adapter, path)
     if chosen is None:
         raise DeltaMemError(f"{backbone.name} runs without an adapter, so there is no memory to read into")
     with ProfileChat(backbone, chosen, profile, store=store, context=context_for(backbone, context)) as chat:

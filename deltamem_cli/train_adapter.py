@@ -128,7 +128,7 @@ def final_figures(trainer: Any) -> dict[str, dict[str, Any]]:
     """Held-out recall by number of facts, beside what the frozen backbone answers."""
     from deltamem.training.heldout import heldout_recall
 
-    results = heldout_recall(trainer.passes, 96, conditions=("memory", "frozen"), seed=2)
+    results = heldout_recall(trainer.passes, 3 * trainer.recipe.eval_questions, conditions=("memory", "frozen"), seed=2)
     return {
         facts: {**row["memory"], "frozen_named": row["frozen"]["named"], "chance": 1 / int(facts)}
         for facts, row in results.items()

@@ -49,3 +49,19 @@ def test_ordinary_questions_are_still_answered(tmp_path: Path) -> None:
     deltamem(tmp_path, "remember", "-", "--profile", "me", "--backbone", "smollm2-135m", stdin=" ".join(FACTS))
     (answer,) = ask(tmp_path, "me", "What is the capital of France?")
     assert "Paris" in answer
+
+
+def test_an_adapter_is_trained_resumed_and_chatted_with(tmp_path: Path) -> None:
+    """Two steps are no training; what counts is that the command runs whole and leaves what it says."""
+    output = tmp_path / "adapter"
+    words = ("train-adapter", "--backbone", "smollm2-135m", "--output", str(output), "--preset", "published",
+             "--batch", "2", "--rank", "4", "--layers", "10-12", "--eval-questions", "1")  # fmt: skip
+    figures = deltamem(tmp_path, *words, "--steps", "2")
+    assert "value named" in figures
+    deltamem(tmp_path, *words, "--steps", "3", "--resume")
+    assert [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    card = (output / "README.md").read_text()
+    assert "3 steps" in card and "--preset published" in card and (output / "curves.png").is_file()
+    options = ("--backbone", "smollm2-135m", "--adapter", str(output), "--profile", "me", "--max-tokens", "4")
+    turn = json.loads(deltamem(tmp_path, "chat", "Hello.", "--json", *options))
+    assert turn["written_tokens"] > 0

@@ -85,3 +85,15 @@ SMALL_DEFAULT = "smollm2-135m"
 GPU_DEFAULT = "qwen3-4b"
 GPU_DEFAULT_BYTES = 6 * 1000**3
 """Memory a CUDA GPU must have for `GPU_DEFAULT`."""
+
+
+def newer_adapter(backbone: str, adapter: str) -> str | None:
+    """The recommended adapter where it is a later version of this one (``...-v1``, ``...-v2``), else None."""
+    entry = CATALOG.get(backbone)
+    if entry is None:
+        return None
+    family, _, version = entry.adapter.rpartition("-v")
+    own_family, _, own = adapter.rpartition("-v")
+    if not family or family != own_family or not (version.isdigit() and own.isdigit()):
+        return None
+    return entry.adapter if int(own) < int(version) else None

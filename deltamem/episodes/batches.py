@@ -41,6 +41,7 @@ class ReadBatch:
         rows: (N,), the history each is asked about.
         targets: (N, K), the token expected after each of the last K positions but the last; -100 for none.
         values: (N, K), question number in the window + 1 where the target is part of a remembered value, else 0.
+        starts: (N, K), true where the target is the first token of an answer.
     """
 
     ids: Tensor
@@ -48,11 +49,16 @@ class ReadBatch:
     rows: Tensor
     targets: Tensor
     values: Tensor
+    starts: Tensor
 
-    def expected(self) -> tuple[Tensor, Tensor]:
-        """Of the M positions that count, row by row: their targets, and which are part of a value, (M,) each."""
+    def expected(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the M positions that count, row by row: targets, which are of a value, which begin an answer; (M,) each.
+
+        The first token of an answer that is part of its value counts as value alone.
+        """
         present = self.targets != -100
-        return self.targets[present], self.values[present] > 0
+        values = self.values[present] > 0
+        return self.targets[present], values, self.starts[present] & ~values
 
 
 def write_batch(form: ChatFormat, episodes: Sequence[Episode]) -> WriteBatch:
@@ -108,18 +114,22 @@ def _places(form: ChatFormat, tokens: list[int], value: str) -> Iterator[tuple[i
 def read_batch(form: ChatFormat, asked: Sequence[tuple[int, Question]]) -> ReadBatch:
     """Lay out questions, each with the history's row it is asked about. The answer's end is a target as well."""
     rows = [_window(form, question) for _, question in asked]
-    length = max(len(tokens) for tokens, _, _ in rows)
-    most = max(len(tokens) - next(i for i, t in enumerate(targets) if t != -100) for tokens, targets, _ in rows)
+    length = max(len(tokens) for tokens, *_ in rows)
+    most = max(len(tokens) - next(i for i, t in enumerate(targets) if t != -100) for tokens, targets, *_ in rows)
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     valid = torch.zeros(len(rows), length, dtype=torch.bool)
     targets = torch.full((len(rows), length), -100)
     values = torch.zeros(len(rows), length, dtype=torch.long)
-    for i, (tokens, expected, value) in enumerate(rows):
+    starts = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, (tokens, expected, value, firsts) in enumerate(rows):
+        for first in firsts:
+            starts[i, length - len(tokens) + first] = True
         ids[i, -len(tokens) :] = torch.tensor(tokens)
         valid[i, -len(tokens) :] = True
         targets[i, -len(tokens) :] = torch.tensor(expected)
         values[i, -len(tokens) :] = torch.tensor(value)
-    return ReadBatch(ids, valid, torch.tensor([row for row, _ in asked]), targets[:, -most:], values[:, -most:])
+    of = torch.tensor([row for row, _ in asked])
+    return ReadBatch(ids, valid, of, targets[:, -most:], values[:, -most:], starts[:, -most:])
 
 
 def ask_tokens(form: ChatFormat, question: Question) -> list[int]:
@@ -131,21 +141,23 @@ def ask_tokens(form: ChatFormat, question: Question) -> list[int]:
     return tokens
 
 
-def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int], list[int]]:
-    """Tokens of a window, what is expected after each (-100: nothing), and which of those are values."""
+def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int], list[int], list[int]]:
+    """Tokens, what is expected after each (-100: nothing), which of those are values, and where answers begin."""
     tokens: list[int] = []
     expected: list[int] = []
     marks: list[int] = []
+    firsts: list[int] = []
     for number, q in enumerate((*question.earlier, question), 1):
         answer, value = _answer(form, q, number)
         counts = q.kind != "ordinary" or q is question
         ask = (form.following if tokens else []) + form.text(q.text) + form.answer
         # What follows a position is expected there: from the last of `ask` to the last of the answer.
         quiet = [-100] * (len(ask) - 1)
+        firsts += [len(tokens) + len(quiet)] if counts else []
         tokens += ask + answer
         expected += quiet + ([*answer, form.following[0]] if counts else [-100] * (len(answer) + 1))
         marks += [0] * len(quiet) + ([*value, 0] if counts else [0] * (len(answer) + 1))
-    return tokens, expected, marks
+    return tokens, expected, marks, firsts
 
 
 def _answer(form: ChatFormat, question: Question, number: int) -> tuple[list[int], list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ class Episode:
 
     history: tuple[Turn, ...]
     questions: tuple[Question, ...]
-    where: str = ""
+    where: str = field(default="", compare=False)
     breaks: tuple[int, ...] = ()
 
     @property

@@ -414,12 +414,16 @@ _SHAPES = {"name": re.compile(r" [A-Z][a-z]{2,}"), "word": re.compile(r" [a-z]{4
 
 
 def _split_words(tokenizer: Any, kind: str) -> dict[Split, list[str]]:
-    words = []
-    for index in range(len(tokenizer)):
-        text = tokenizer.decode([index])
-        if _SHAPES[kind].fullmatch(text):
-            words.append(text.strip())
+    words = [text.strip() for text in _pieces(tokenizer) if _SHAPES[kind].fullmatch(text)]
     # By hash, so that a word stays on its side whatever else changes, and the order says nothing.
     order = sorted(set(words), key=lambda w: hashlib.sha256(w.encode()).digest())
     cut = len(order) // 10
     return {"heldout": order[:cut], "train": order[cut:]}
+
+
+def _pieces(tokenizer: Any) -> list[str]:
+    """The vocabulary as text. Decoding a token alone can lose the space before it, so its own mark for that is read."""
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        return [tokenizer.decode([index]) for index in range(len(tokenizer))]
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return [re.sub("^[\u2581\u0120]", " ", piece) for piece in pieces if isinstance(piece, str)]

@@ -106,9 +106,8 @@ def _losses(passes: Passes, rows: Sequence[list[int]], state: MemoryState | None
     ids = torch.tensor(list(rows))
     targets = torch.full_like(ids, -100)
     targets[:, :-1] = ids[:, 1:]
-    batch = ReadBatch(
-        ids, torch.ones_like(ids, dtype=torch.bool), torch.arange(len(rows)), targets, torch.zeros_like(ids)
-    )
+    all_valid = torch.ones_like(ids, dtype=torch.bool)
+    batch = ReadBatch(ids, all_valid, torch.arange(len(rows)), targets, torch.zeros_like(ids), ~all_valid)
     with torch.no_grad():
         logits = passes.read(batch, state)
         wanted = batch.expected()[0].to(logits.device)

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from deltamem.episodes.synthetic import Difficulty
 
 STAGES: tuple[Difficulty, ...] = (
-    Difficulty(pool=32, facts=2),
-    Difficulty(pool=128, facts=2),
-    Difficulty(pool=512, facts=2, small_talk=1),
-    Difficulty(pool=2048, facts=3, small_talk=1, long_values=0.1),
-    Difficulty(facts=3, small_talk=1, long_values=0.15, asked_before=0.4),
+    Difficulty(facts=2),
     Difficulty(
         facts=3,
         small_talk=1,
@@ -47,8 +43,8 @@ STAGES: tuple[Difficulty, ...] = (
         sessions=0.3,
     ),
 )
-"""Pool of values first (from few values the layers learn to copy at all), then facts side by side, then what a chat
-brings with it: distance, corrections, questions about what was never told, earlier turns in the window."""
+"""Facts side by side first, then what a chat brings with it: distance, values of several tokens, corrections,
+questions about what was never told, earlier turns in the window, other people, several sessions."""
 
 
 @dataclass

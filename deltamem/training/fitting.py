@@ -19,7 +19,7 @@ from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
 from deltamem.memory import DeltaMemory
 from deltamem.training.addressing import Places, Weights, addressing_loss, classes
 from deltamem.training.recorder import Recorder, asking_places, told_names
-from deltamem.training.warm_start import delta_layers
+from deltamem.training.warm_start import delta_layers, fit_values
 
 _COMPARED = 256
 """Told tokens compared in one step."""
@@ -37,13 +37,15 @@ class Fit:
     Attributes:
         found: how often the asking token's query is nearest to the right key among `_COMPARED`.
         overlap: mean squared cosine between the keys of different facts.
+        explained: share of the variance of a token's code that W_v finds in hidden states.
     """
 
     found: list[float]
     overlap: list[float]
+    explained: list[float]
 
 
-def fit_addressing(
+def fit_memory(
     memory: DeltaMemory,
     passes: Passes,
     people: SyntheticPeople,
@@ -53,7 +55,7 @@ def fit_addressing(
     spread: float = 2.0,
     report: Report | None = None,
 ) -> Fit:
-    """Fit W_q, W_k and the write gate.
+    """Fit W_q, W_k, the write gate, W_v and D_o.
 
     Args:
         memory: whose adapter is changed.
@@ -65,7 +67,8 @@ def fit_addressing(
         spread: weight of the overlap of keys of different facts.
         report: called with what is being done and the share done.
     """
-    places = collect(memory, passes, people, random.Random(seed), episodes, report)
+    places, ids = collect(memory, passes, people, random.Random(seed), episodes, report)
+    explained = fit_values(memory, torch.cat([places.told, places.other_written], dim=1), ids)
     layers = delta_layers(memory)
     weights = stacked_weights(memory, fresh=True)
     parameters = [weights.query, weights.key, weights.gate, weights.bias]
@@ -107,10 +110,7 @@ def fit_addressing(
             layer.memory_k_proj.copy_(weights.key[i])
             layer.beta_proj.copy_(weights.gate[i])
             layer.beta_bias.copy_(weights.bias[i])
-            # Values of unit spread, whatever a layer's norm does to its input.
-            values = places.told[i] @ layer.memory_v_proj.cpu().float().T
-            layer.memory_v_proj.div_(values.std(0).clamp_min(1e-6)[:, None].to(layer.memory_v_proj))
-    return Fit([float(x) for x in found], [float(x) for x in overlap])
+    return Fit([float(x) for x in found], [float(x) for x in overlap], explained)
 
 
 def stacked_weights(memory: DeltaMemory, fresh: bool = False) -> Weights:
@@ -132,13 +132,19 @@ def collect(
     rng: random.Random,
     episodes: int,
     report: Report | None = None,
-) -> Places:
-    """Run told facts and their questions through the frozen backbone, and keep what enters the adapted layers."""
+) -> tuple[Places, Tensor]:
+    """Run told facts and their questions through the frozen backbone, and keep what enters the adapted layers.
+
+    Returns:
+        The hidden states, and the token ids of `told` and then of `other_written`.
+    """
     numbers: dict[Hashable, int] = {}
     told: list[Tensor] = []
     asking: list[Tensor] = []
     written: list[Tensor] = []
     read: list[Tensor] = []
+    told_ids: list[Tensor] = []
+    written_ids: list[Tensor] = []
     told_class: list[Tensor] = []
     asking_class: list[Tensor] = []
     difficulty = Difficulty(facts=3, small_talk=1, long_values=0.3, others=0.1)
@@ -152,6 +158,8 @@ def collect(
             passes.run(history)
         told.append(a.stacked().cpu())
         written.append(b.stacked().cpu())
+        told_ids.append(history.ids[places])
+        written_ids.append(history.ids[bland])
         told_class.append(classes(told_names(history, batch), numbers))
 
         asked = [(i, q) for i, e in enumerate(batch) for q in e.questions]
@@ -166,7 +174,7 @@ def collect(
         if report is not None:
             report("reading hidden states", start / episodes)
     memory.reset()
-    return Places(
+    found = Places(
         torch.cat(told, 1),
         torch.cat(told_class),
         torch.cat(asking, 1),
@@ -174,6 +182,7 @@ def collect(
         torch.cat(written, 1),
         torch.cat(read, 1),
     )
+    return found, torch.cat([*told_ids, *written_ids])
 
 
 def _some(places: Tensor) -> Tensor:

@@ -16,12 +16,14 @@ class Answers(NamedTuple):
 
     Attributes:
         value: sum of the cross-entropies of value tokens.
+        start: sum of those of the first tokens of answers: whether it is answered from memory at all hangs on these.
         rest: sum of those of the other tokens.
         right: number of value tokens that are the most likely one.
         chosen: log-probability of each value token, (M_value,).
     """
 
     value: Tensor
+    start: Tensor
     rest: Tensor
     right: int
     chosen: Tensor
@@ -34,10 +36,11 @@ def answer_losses(logits: Tensor, batch: ReadBatch) -> Answers:
         logits: (M, vocabulary) for the M targets that count.
         batch: what was read.
     """
-    targets, is_value = (t.to(logits.device) for t in batch.expected())
+    targets, is_value, is_start = (t.to(logits.device) for t in batch.expected())
     losses = F.cross_entropy(logits.float(), targets, reduction="none")
     right = int((logits.detach().argmax(-1) == targets)[is_value].sum())
-    return Answers(losses[is_value].sum(), losses[~is_value].sum(), right, -losses[is_value])
+    rest = ~is_value & ~is_start
+    return Answers(losses[is_value].sum(), losses[is_start].sum(), losses[rest].sum(), right, -losses[is_value])
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:

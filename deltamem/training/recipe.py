@@ -20,13 +20,14 @@ class Recipe:
         window: longest history, in tokens, that is written with itself in the context; the state carries the rest.
         truncate: how many of its last windows the gradient goes back through.
         learning_rate: peak of AdamW.
-        addressing_rate: learning rate of W_q, W_k and the gates, relative to the others'. They begin fitted, and
-            Adam's steps do not get smaller where there is little to learn.
+        fitted_rate: learning rate of W_q, W_k, W_v and the gates, relative to that of the corrections. They begin
+            fitted, and Adam's steps do not get smaller where there is little to learn.
         betas: of AdamW.
         warmup: steps of linear warm-up.
         decay: share of the steps, at the end, over which a cosine takes the rate to zero.
         clip: largest gradient norm.
-        rest_weight: weight of the answer's other tokens beside the value's.
+        start_weight: weight of an answer's first token beside the value's.
+        rest_weight: weight of the answer's other tokens.
         addressing_weight: weight of the addressing loss (`training/addressing.py`), 0 leaves it out.
         spread: weight, within it, of the overlap between keys of different facts.
         ordinary: ordinary questions per step on which memory is to change nothing.
@@ -53,11 +54,12 @@ class Recipe:
     window: int = 1024
     truncate: int = 4
     learning_rate: float = 2e-3
-    addressing_rate: float = 0.3
+    fitted_rate: float = 0.1
     betas: tuple[float, float] = (0.9, 0.95)
     warmup: int = 30
     decay: float = 0.4
     clip: float = 1.0
+    start_weight: float = 1.0
     rest_weight: float = 0.3
     addressing_weight: float = 1.0
     spread: float = 2.0

@@ -18,11 +18,10 @@ from deltamem.paths import write_private
 from deltamem.training.checkpoints import CHECKPOINT_FILE
 from deltamem.training.curriculum import STAGES, WaitingCurriculum
 from deltamem.training.data import parse_mix
-from deltamem.training.fitting import fit_addressing
+from deltamem.training.fitting import fit_memory
 from deltamem.training.presets import Preset
 from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
-from deltamem.training.warm_start import copy_directions
 
 CARD_FILE = "README.md"
 
@@ -78,8 +77,7 @@ def prepare(
     if resume:
         trainer.resume()
     elif start is None and preset.warm_start:
-        copy_directions(memory)
-        fit_addressing(memory, passes, people, seed=preset.recipe.seed, report=report)
+        fit_memory(memory, passes, people, seed=preset.recipe.seed, report=report)
     return trainer
 
 

@@ -88,6 +88,7 @@ class TrainingStep:
         right = found.pop("right", 0.0)
         weights = {
             "value": 1.0,
+            "start": self._recipe.start_weight,
             "rest": self._recipe.rest_weight,
             "ordinary": self._recipe.ordinary_weight,
             "distill": self._recipe.distill_weight,
@@ -100,11 +101,13 @@ class TrainingStep:
         return found
 
     def _counts(self, batches: Sequence[ReadBatch]) -> dict[str, float]:
-        """Tokens of values and of the rest in the whole batch."""
-        values = sum(int(b.expected()[1].sum()) for b in batches)
-        total = sum(len(b.expected()[0]) for b in batches)
-        both = self._team.sum(torch.tensor([values, total - values], dtype=torch.float32, device=self._passes.device))
-        return {"value": float(both[0]), "rest": float(both[1])}
+        """Tokens of values, first tokens and the rest in the whole batch."""
+        kinds = torch.zeros(3, device=self._passes.device)
+        for batch in batches:
+            targets, values, starts = batch.expected()
+            of_each = [int(values.sum()), int(starts.sum()), len(targets) - int((values | starts).sum())]
+            kinds += torch.tensor(of_each, device=kinds.device)
+        return dict(zip(("value", "start", "rest"), self._team.sum(kinds).tolist(), strict=True))
 
     def _ordinary_tokens(self, prompts: Sequence[tuple[int, int]]) -> float:
         assert self._ordinary is not None
@@ -158,6 +161,7 @@ class TrainingStep:
                 logits = self._passes.read(batch, state)
             answers = answer_losses(logits, batch)
             loss = loss + _part(sums, "value", answers.value, counts["value"])
+            loss = loss + recipe.start_weight * _part(sums, "start", answers.start, counts["start"])
             loss = loss + recipe.rest_weight * _part(sums, "rest", answers.rest, counts["rest"])
             sums["right"] = sums.get("right", 0.0) + answers.right
             if recipe.distill_weight:
@@ -165,7 +169,7 @@ class TrainingStep:
                 with torch.no_grad():
                     teacher = self._passes.read(read_batch(self._passes.form, [(0, q) for q in told]), None)
                 total = divergence(logits, teacher)
-                loss = loss + recipe.distill_weight * _part(sums, "distill", total, counts["value"] + counts["rest"])
+                loss = loss + recipe.distill_weight * _part(sums, "distill", total, sum(counts.values()))
             if recipe.contrast_weight and len(episodes) > 1:
                 loss = loss + recipe.contrast_weight * self._contrast(batch, state, answers.chosen, counts, sums)
         return loss

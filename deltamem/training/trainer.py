@@ -25,7 +25,7 @@ from deltamem.training.recipe import Recipe
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
 
-_ADDRESSING = ("memory_q_proj", "memory_k_proj", "beta_proj", "beta_bias", "lambda_proj", "lambda_bias")
+_FITTED = ("memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj", "beta_bias", "lambda_proj", "lambda_bias")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Trainer:
         self.parameters = dict(memory.adapter.named_parameters())
         groups: dict[float, list[torch.Tensor]] = {}
         for name, parameter in self.parameters.items():
-            scale = recipe.addressing_rate if name.rpartition(".")[2] in _ADDRESSING else 1.0
+            scale = recipe.fitted_rate if name.rpartition(".")[2] in _FITTED else 1.0
             groups.setdefault(scale, []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "scale": scale} for scale, params in groups.items()],
@@ -136,8 +136,10 @@ class Trainer:
         recipe = self.recipe
         self.directory.mkdir(parents=True, exist_ok=True)
         metrics = Metrics(self.directory, self.step, self._tensorboard) if self.team.rank == 0 else None
-        ordinary = OrdinaryTalk(self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory)
-        step = TrainingStep(self.passes, recipe, ordinary if recipe.ordinary else None, self.team)
+        ordinary = None
+        if recipe.ordinary:
+            ordinary = OrdinaryTalk(self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory)
+        step = TrainingStep(self.passes, recipe, ordinary, self.team)
         while self.step < recipe.steps and not (recipe.patience and self.since_best >= recipe.patience):
             report = self._one_step(step)
             if metrics is not None:

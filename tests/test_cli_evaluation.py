@@ -1,0 +1,64 @@
+"""`deltamem eval` and `deltamem train-adapter` as real processes, on a tiny backbone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.test_cli import Runner
+
+
+@pytest.fixture
+def run(tmp_path: Path, tiny_backbone: Path, tiny_adapter: Path) -> Runner:
+    return Runner(tmp_path / "home", tiny_backbone, tiny_adapter)
+
+
+@pytest.fixture
+def chats(tmp_path: Path) -> Path:
+    path = tmp_path / "chats.jsonl"
+    with path.open("w") as file:
+        for word in ("Rex", "Tom", "Ann"):
+            said = (("user", f"It is {word}."), ("assistant", "Ok."), ("user", "Who is it?"), ("assistant", word))
+            file.write(json.dumps({"messages": [{"role": r, "content": c} for r, c in said]}) + "\n")
+    return path
+
+
+def test_questions_are_asked_under_every_condition_and_can_be_gone_on_with(
+    run: Runner, chats: Path, tmp_path: Path
+) -> None:
+    kept, picture = tmp_path / "replies.jsonl", tmp_path / "figures.png"
+    words = ["eval", "jsonl", str(chats), *run.model, "--context", "512", "--predictions", str(kept)]
+    some = json.loads(run(*words, "--conditions", "frozen,memory", "--json").stdout)
+    assert [(row["condition"], row["n"]) for row in some["rows"]] == [("frozen", 3), ("memory", 3)]
+    assert some["settings"]["adapter_fingerprint"] and some["settings"]["context"] == 512
+    done = run(*words, "--plot", str(picture))
+    assert "6 of 21 answers" in done.stderr and "memory+retrieval" in done.stdout and "(" in done.stdout
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert len(lines) == 1 + 21 and {"reply", "scores", "question"} <= lines[1].keys()
+    assert "another run" in run.error(*words, "--seed", "5")
+
+
+def test_text_is_measured(run: Runner, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("short")
+    assert "too short" in run.error("eval", "perplexity", str(text), *run.model)
+
+
+def test_what_is_wrong_with_an_evaluation_is_said_in_one_line(run: Runner, chats: Path, tmp_path: Path) -> None:
+    assert "takes the path of a file" in run.error("eval", "squad", *run.model)
+    assert "takes no file" in run.error("eval", "recall", str(chats), *run.model)
+    assert "no condition is called 'x'" in run.error("eval", "jsonl", str(chats), "--conditions", "x", *run.model)
+    assert "does not look like" in run.error("eval", "locomo", str(chats), *run.model)
+    assert "there is no" in run.error("eval", "squad", str(tmp_path / "none.json"), *run.model)
+    assert "too few words" in run.error("eval", "recall", *run.model)
+
+
+def test_an_adapter_is_trained_and_used(run: Runner, chats: Path, tmp_path: Path) -> None:
+    assert "too few words" in run.error(
+        "train-adapter", "-o", str(tmp_path / "a"), *run.model[:2], "--data", str(chats)
+    )
+    assert "no preset 'x'" in run.error("train-adapter", "-o", str(tmp_path / "a"), "--preset", "x", *run.model[:2])
+    assert "--layers takes" in run.error("train-adapter", "-o", str(tmp_path / "a"), "--layers", "x", *run.model[:2])
