@@ -323,6 +323,25 @@ def evaluate(
     )
 
 
+@app.command(epilog="Example: deltamem bench --lengths 256,1024")
+def bench(
+    backbone: BackboneOption = None,
+    adapter: AdapterOption = None,
+    lengths: Annotated[str, typer.Option(help="Prompts, in tokens.")] = "64,256,1024",
+    decode: Annotated[int, typer.Option(min=1, help="Tokens made after each prompt.")] = 32,
+    repeats: Annotated[int, typer.Option(min=1, help="Repeats, frozen and with memory turn about.")] = 5,
+    plot: Annotated[Path | None, typer.Option(help="Draw the times into this file.")] = None,
+    as_json: JsonOption = False,
+    device: DeviceOption = "auto",
+    dtype: Annotated[str, typer.Option(help="Precision of the backbone: auto, float32 or bfloat16.")] = "auto",
+    quantize: QuantizeOption = QuantizeChoice.auto,
+) -> None:
+    """Measure what memory costs here: time and peak memory, frozen and with it."""
+    from deltamem_cli.bench import run_bench
+
+    run_bench(backbone, adapter, lengths, decode, repeats, plot, as_json, device, dtype, quantize.value)
+
+
 @app.command(epilog="Example: deltamem doctor --json")
 def doctor(as_json: JsonOption = False) -> None:
     """Print what belongs into a bug report: versions, device, folders, defaults."""

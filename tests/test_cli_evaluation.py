@@ -62,3 +62,15 @@ def test_an_adapter_is_trained_and_used(run: Runner, chats: Path, tmp_path: Path
     )
     assert "no preset 'x'" in run.error("train-adapter", "-o", str(tmp_path / "a"), "--preset", "x", *run.model[:2])
     assert "--layers takes" in run.error("train-adapter", "-o", str(tmp_path / "a"), "--layers", "x", *run.model[:2])
+
+
+def test_what_memory_costs_is_measured(run: Runner, tmp_path: Path) -> None:
+    words = ["bench", *run.model, "--lengths", "16,32", "--decode", "2", "--repeats", "2"]
+    found = json.loads(run(*words, "--json", "--plot", str(tmp_path / "x.png")).stdout)
+    assert [row["tokens"] for row in found["rows"]] == [16, 32] and found["settings"]["repeats"] == 2
+    for row in found["rows"]:
+        assert all(row[n]["frozen"] > 0 and row[n]["memory"] > 0 and row[n]["ratio"] > 0 for n in ("prompt", "decode"))
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+    assert "a token" in run(*words).stdout
+    assert "takes numbers" in run.error(*words[:-6], "--lengths", "many")
+    assert "takes 4096 tokens" in run.error(*words[:-6], "--lengths", "5000")

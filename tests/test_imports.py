@@ -20,7 +20,7 @@ ORDER = [
     {"runtime"},
     {"adapter"},
     {"memory"},
-    {"chat_format", "inspection"},
+    {"chat_format", "inspection", "benchmarking"},
     {"backbones"},
     {"session"},
     {"profiles"},

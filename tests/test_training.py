@@ -100,6 +100,7 @@ def test_training_learns(tmp_path: Path, tokenizer: Any) -> None:
     people = few_people()
     people.relations = people.relations[:2]
     trainer = make_trainer(tmp_path, tokenizer, people, steps=40, batch=4, ordinary=0, learning_rate=1e-2)
+    trainer.curriculum = WaitingCurriculum(stages=(Difficulty(pool=2),))
     losses = [r.parts["value"] for r in trainer.run()]
     assert sum(losses[-5:]) < 0.95 * sum(losses[:5])
     assert trainer.passes.memory.state.batch_size == 1
@@ -162,7 +163,7 @@ def test_a_step_in_parts_is_the_whole_step(tmp_path: Path, tokenizer: Any) -> No
 
 
 def test_every_part_of_the_objective_has_its_weight(tmp_path: Path, tokenizer: Any) -> None:
-    none = {"ordinary": 0, "addressing_weight": 0.0, "rest_weight": 0.0}
+    none = {"ordinary": 0, "addressing_weight": 0.0, "start_weight": 0.0, "rest_weight": 0.0}
     bare, grads = gradients(tokenizer, tmp_path, **none)
     assert bare["loss"] == pytest.approx(bare["value"])
     for name, weight in (("distill", 0.5), ("contrast", 0.5), ("sparsity", 3.0), ("addressing", 0.5)):

@@ -49,6 +49,12 @@ class Addresses:
             yield
 
     @contextmanager
+    def idle(self, batch: ReadBatch) -> Iterator[None]:
+        """While something is read that has nothing to do with what was told."""
+        with self._record("other_read", _sample(batch.valid)):
+            yield
+
+    @contextmanager
     def _record(self, kind: str, places: Tensor) -> Iterator[None]:
         with Recorder(self._memory, places) as seen:
             yield

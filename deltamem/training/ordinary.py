@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deltamem.episodes.batches import ask_tokens, read_batch
+from deltamem.episodes.batches import ReadBatch, ask_tokens, read_batch
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
-from deltamem.state import MemoryState
 from deltamem.training.objective import divergence
 
 REPLIES_FILE = "frozen_replies.json"
@@ -58,16 +57,13 @@ class OrdinaryTalk:
         """Numbers of `count` prompts."""
         return rng.sample(range(len(self.questions)), min(count, len(self.questions)))
 
-    def distance(self, chosen: Sequence[tuple[int, int]], state: MemoryState) -> tuple[Tensor, int]:
-        """KL to the frozen backbone, summed over tokens, and their number.
+    def batch(self, chosen: Sequence[tuple[int, int]]) -> ReadBatch:
+        """Prompts with the frozen replies, for (row of a state, number of the prompt)."""
+        return read_batch(self._passes.form, [(row, self.questions[i]) for row, i in chosen])
 
-        Args:
-            chosen: (row of the state, number of the prompt).
-            state: what is in memory.
-        """
-        batch = read_batch(self._passes.form, [(row, self.questions[i]) for row, i in chosen])
-        frozen = torch.cat([self._frozen(i) for _, i in chosen])
-        return divergence(self._passes.read(batch, state), frozen), len(frozen)
+    def distance(self, chosen: Sequence[tuple[int, int]], logits: Tensor) -> Tensor:
+        """KL to the frozen backbone, summed over tokens, of the logits of that batch."""
+        return divergence(logits, torch.cat([self._frozen(i) for _, i in chosen]))
 
     def _frozen(self, i: int) -> Tensor:
         """What the frozen backbone says to prompt i, (tokens, vocabulary), worked out once."""

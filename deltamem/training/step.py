@@ -72,7 +72,10 @@ class TrainingStep:
             state = self._write(told, addresses)
             loss = self._answers(told, state, buckets, reads, counts, sums, addresses)
             if mine_ordinary and self._ordinary is not None:
-                total, _ = self._ordinary.distance(mine_ordinary, state)
+                batch = self._ordinary.batch(mine_ordinary)
+                with addresses.idle(batch) if addresses is not None else nullcontext():
+                    logits = self._passes.read(batch, state)
+                total = self._ordinary.distance(mine_ordinary, logits)
                 loss = loss + recipe.ordinary_weight * _part(sums, "ordinary", total, self._ordinary_tokens(prompts))
             if loss.requires_grad:
                 loss.backward()
@@ -111,8 +114,7 @@ class TrainingStep:
 
     def _ordinary_tokens(self, prompts: Sequence[tuple[int, int]]) -> float:
         assert self._ordinary is not None
-        rows = [(0, self._ordinary.questions[number]) for _, number in prompts]
-        return float(len(read_batch(self._passes.form, rows).expected()[0]))
+        return float(len(self._ordinary.batch(prompts).expected()[0])) if prompts else 1.0
 
     # Writing
 

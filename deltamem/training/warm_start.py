@@ -53,13 +53,14 @@ class TokenCode:
 
     def of(self, ids: Tensor) -> Tensor:
         """(N, layers, width) for token ids (N,)."""
-        return (self._centred[ids] @ self._whiten @ self._turn).unflatten(-1, (self.layers, self.width))
+        code: Tensor = (self._centred[ids] @ self._whiten @ self._turn).unflatten(-1, (self.layers, self.width))
+        return code
 
     def directions(self) -> Tensor:
         """(layers, hidden, width): what added to the last residual stream raises the logits of the coded token."""
         norm = getattr(getattr(self._model, "base_model", self._model), "norm", None)
         scale = getattr(norm, "weight", None)
-        out = (self._whiten @ self._turn).unflatten(-1, (self.layers, self.width)).permute(1, 0, 2)
+        out: Tensor = (self._whiten @ self._turn).unflatten(-1, (self.layers, self.width)).permute(1, 0, 2)
         if scale is not None and scale.shape == out.shape[1:2]:
             scale = scale.detach().cpu().float()
             out = out / torch.where(scale.abs() > 0.05 * scale.abs().mean(), scale, scale.abs().mean())[None, :, None]
@@ -98,7 +99,8 @@ def _regress(x: Tensor, y: Tensor, kept: Tensor, ridge: float) -> tuple[Tensor, 
         a, b = x[rows], y[rows]
         square = a.T @ a
         penalty = ridge * square.diagonal().mean() * torch.eye(len(square))
-        return torch.linalg.solve(square + penalty, a.T @ b)
+        weights: Tensor = torch.linalg.solve(square + penalty, a.T @ b)
+        return weights
 
     rest = ~kept
     error = (x[rest] @ solve(kept) - y[rest]).square().mean()
