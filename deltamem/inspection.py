@@ -78,3 +78,9 @@ def matrix_rows(state: MemoryState, layer: int, head: int = 0) -> list[list[floa
         raise KeyError(layer)
     rows: list[list[float]] = state.tensor[state.layers.index(layer), 0, head].tolist()
     return rows
+
+
+def change_between(before: MemoryState, after: MemoryState) -> float:
+    """Norm of the change over the norm of what came out; 1 where it began empty, 0 where nothing is left."""
+    norm = float(after.tensor.float().norm())
+    return float((after.tensor.float() - before.tensor.float()).norm()) / norm if norm else 0.0

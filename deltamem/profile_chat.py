@@ -13,9 +13,11 @@ from pathlib import Path
 from deltamem.adapter import adapter_fingerprint
 from deltamem.backbones.load import Backbone
 from deltamem.errors import AdapterError, AttachError, ProfileError
+from deltamem.inspection import change_between
 from deltamem.memory import DeltaMemory
 from deltamem.paths import private_dir
-from deltamem.profiles.file import Profile, ProfileInfo, empty_profile, load_profile, save_profile
+from deltamem.profiles.file import Profile, ProfileInfo, empty_profile, load_profile, now, save_profile
+from deltamem.profiles.history import LIMIT, Entry, History, at
 from deltamem.profiles.store import ProfileStore
 from deltamem.session import ChatSession, Event, MemoryMode, Sampling, TurnFinished
 
@@ -33,6 +35,7 @@ class ProfileChat:
         system: see `ChatSession`.
         context: see `ChatSession`.
         sampling: see `ChatSession`.
+        history: how many past states the profile keeps.
 
     Raises:
         AdapterError: the adapter does not fit the backbone.
@@ -51,13 +54,16 @@ class ProfileChat:
         system: str | None = None,
         context: int = 2048,
         sampling: Sampling | None = None,
+        history: int = LIMIT,
     ) -> None:
         self.backbone, self.adapter, self.read_only = backbone, adapter, read_only
+        self.history_limit = history
         self.store = store or ProfileStore()
         self.memory: DeltaMemory | None = None
         self.profile_name: str | None = None
         self.profile: Profile | None = None
-        self._before_turn: Profile | None = None
+        self._history: History | None = None
+        self._recorded = True
         self._held = ExitStack()
         self._fingerprint = ""
         if adapter is not None:
@@ -135,7 +141,17 @@ class ProfileChat:
             raise
         self._held.close()
         self._held = held
-        self.profile_name, self.profile, self._before_turn = name, profile, None
+        self.profile_name, self.profile = name, profile
+        self._history = None if self.read_only else self._open_history(path, profile)
+
+    def _open_history(self, path: Path, profile: Profile) -> History:
+        beside = History.beside(path)
+        try:
+            return History(beside, profile, self.history_limit)
+        except ProfileError:
+            # The memory does not hang on its past: what can't be used is put aside, and a new history begins.
+            beside.replace(beside.with_suffix(f".history.damaged-{now().replace(':', '')}"))
+            return History(beside, profile, self.history_limit)
 
     def _new_profile(self) -> Profile:
         assert self.memory is not None
@@ -170,13 +186,22 @@ class ProfileChat:
         return self.path
 
     def forget(self) -> None:
-        """Empty the state, and the profile with it."""
-        self.session.replace_state(None)
+        """Go on with an empty state; the past stays in the history until it is pruned."""
         if self.profile is not None and not self.read_only:
-            self._before_turn = None
             fresh = self._new_profile()
-            self.profile = replace(fresh, info=replace(fresh.info, title=self.profile.info.title))
-            self.save()
+            info = replace(fresh.info, title=self.profile.info.title, entry=self.profile.info.entry)
+            self._record(replace(fresh, info=info), "forget")
+        self.session.replace_state(None)
+
+    def _record(self, profile: Profile, kind: str) -> None:
+        """Put a state into the history, and then into the profile's file."""
+        if self._history is not None:
+            if self.profile is not None and self.profile.info.entry not in self._history.entries:
+                begun = self._history.append(self.profile, "begin")  # a profile from before there was a history
+                profile = replace(profile, info=replace(profile.info, entry=begun.info.entry))
+            profile = self._history.append(profile, kind, change_between(profile.before, profile.state))
+        self.profile = profile
+        self.save()
 
     # Turns
 
@@ -208,17 +233,38 @@ class ProfileChat:
         state, before, turn = session.state, session.state_before, session.last
         if self.profile is None or state is None or before is None or turn is None:
             return
-        if session.mode != "on" or self.read_only:
+        self._recorded = session.mode == "on" and not self.read_only
+        if not self._recorded:
             return
-        self._before_turn = self.profile
-        self.profile = self.profile.after_turn(state, before, turn.written_tokens)
-        self.save()
+        self._record(self.profile.after_turn(state, before, turn.written_tokens), "turn")
 
-    def undo(self) -> bool:
-        """Take the last turn back, in the profile too; false when there is none."""
-        if not self.session.undo():
+    def undo(self, turns: int = 1) -> int:
+        """Take the last turns back, in the profile too; returns how many were taken back.
+
+        Where the window still holds the last turn and no more are taken back, it goes on as before that turn;
+        otherwise it begins empty.
+        """
+        if self._history is None or self.profile is None or (turns == 1 and not self._recorded):
+            self._recorded = True  # a turn that only read is taken back from the window alone
+            return int(turns > 0 and self.session.undo())
+        line = self._history.line(self.profile.info.entry)
+        count = min(turns, max(0, len(line) - 1))
+        if count:
+            self._go_to(line[-1 - count], self.session.undo() if count == 1 else False)
+        return count
+
+    def redo(self) -> bool:
+        """Take back the last undo; false when there was none, or something was said since."""
+        if self._history is None or self.profile is None:
             return False
-        if self._before_turn is not None:
-            self.profile, self._before_turn = self._before_turn, None
-            self.save()
-        return True
+        later = self._history.children(self.profile.info.entry)
+        if later:
+            self._go_to(later[-1], False)
+        return bool(later)
+
+    def _go_to(self, entry: Entry, window_kept: bool) -> None:
+        assert self._history is not None and self.profile is not None
+        self.profile = at(self.profile, self._history, entry)
+        if not window_kept:
+            self.session.replace_state(self.profile.state)
+        self.save()

@@ -64,6 +64,7 @@ def chat(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a turn.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Replies as plain text, no Markdown.")] = False,
     context: ContextOption = None,
+    history: Annotated[int, typer.Option(min=1, help="Turns a profile can go back.")] = 200,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. Default: the model's own.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Nucleus sampling.")] = None,
     top_k: Annotated[int | None, typer.Option(help="Sample among this many tokens.")] = None,
@@ -90,6 +91,7 @@ def chat(
             json=as_json,
             plain=plain,
             context=context,
+            history=history,
             temperature=temperature,
             top_p=top_p,
             top_k=top_k,
@@ -406,6 +408,67 @@ def profiles_delete(
     from deltamem_cli.profiles import run_delete
 
     run_delete(name, yes)
+
+
+@profiles_app.command("log", epilog="Example: deltamem profiles log work")
+def profiles_log(name: NameArgument, as_json: JsonOption = False) -> None:
+    """Show the turns a profile can go back to."""
+    from deltamem_cli.profiles import run_log
+
+    run_log(name, as_json)
+
+
+@profiles_app.command("rewind", epilog="Example: deltamem profiles rewind work --to 12")
+def profiles_rewind(
+    name: NameArgument, to: Annotated[str, typer.Option("--to", help="A turn's number, or a label.")]
+) -> None:
+    """Go to an earlier turn, or to a later one; nothing is lost."""
+    from deltamem_cli.profiles import run_rewind
+
+    run_rewind(name, to)
+
+
+@profiles_app.command("branch", epilog="Example: deltamem profiles branch work trip --at 12")
+def profiles_branch(
+    name: NameArgument,
+    target: Annotated[str, typer.Argument(help="Name or path of the new profile.")],
+    to: Annotated[str | None, typer.Option("--at", help="A turn's number, or a label; default: now.")] = None,
+) -> None:
+    """Begin a new profile where this one is, or was."""
+    from deltamem_cli.profiles import run_branch
+
+    run_branch(name, target, to)
+
+
+@profiles_app.command("tag", epilog="Example: deltamem profiles tag work before-move")
+def profiles_tag(name: NameArgument, label: Annotated[str, typer.Argument(help="What to call it.")]) -> None:
+    """Give the present state a name to go back to; it is kept until it is pruned."""
+    from deltamem_cli.profiles import run_tag
+
+    run_tag(name, label)
+
+
+@profiles_app.command("diff", epilog="Example: deltamem profiles diff work trip")
+def profiles_diff(
+    one: NameArgument,
+    other: Annotated[str, typer.Argument(help="Name or path of another profile.", autocompletion=complete_profiles)],
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far apart two profiles are."""
+    from deltamem_cli.profiles import run_diff
+
+    run_diff(one, other, as_json)
+
+
+@profiles_app.command("prune", epilog="Example: deltamem profiles prune work --keep 20")
+def profiles_prune(
+    name: NameArgument,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="Latest states that stay, besides labelled ones.")] = 0,
+) -> None:
+    """Let go of a profile's past."""
+    from deltamem_cli.profiles import run_prune
+
+    run_prune(name, keep)
 
 
 @profiles_app.command("export", epilog="Example: deltamem profiles export work work.safetensors")

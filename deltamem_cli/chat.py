@@ -28,6 +28,7 @@ class ChatOptions:
     json: bool
     plain: bool
     context: int | None
+    history: int
     temperature: float | None
     top_p: float | None
     top_k: int | None
@@ -108,6 +109,7 @@ def open_chat(options: ChatOptions, interactive: bool) -> Iterator[Any]:
             system=options.system,
             context=context_for(backbone, options.context),
             sampling=sampling,
+            history=options.history,
         )
     except ValueError as error:
         raise DeltaMemError(str(error)) from None

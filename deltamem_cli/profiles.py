@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from deltamem.backbones.catalog import newer_adapter
 from deltamem.errors import ProfileError
@@ -110,3 +111,81 @@ def run_import(file: Path, name: str | None) -> None:
         raise ProfileError(f"{file} does not end in .safetensors")
     target = name or file.stem
     notice(f"Imported as {ProfileStore().copy(str(file), target)}")
+
+
+def run_log(name: str, as_json: bool) -> None:
+    """The states that led to the present one, the latest first; those of other lines after them."""
+    from deltamem.profiles import ProfileStore
+    from deltamem.profiles.versions import past
+
+    profile, history = past(ProfileStore(), name)
+    line = history.line(profile.info.entry)
+    aside = [e for e in history.entries.values() if e not in line]
+    if as_json:
+        write_json({
+            "head": profile.info.entry,
+            "entries": [e.to_dict() | {"on_line": e in line} for e in sorted(history.entries.values(), key=_number)],
+        })  # fmt: skip
+        return
+    if not line:
+        notice("No history yet; it begins with the next turn.")
+    rows = [(e.turns, e.tokens, e.kind, e.time, f"{100 * e.change:.1f} %", e.label) for e in reversed(line)]
+    if rows:
+        table(("turn", "tokens", "by", "when", "changed", "label"), rows, right=("turn", "tokens", "changed"))
+    if aside:
+        notice(f"{len(aside)} further states lie on other lines (undone or rewound from); --json shows them.")
+
+
+def _number(entry: Any) -> int:
+    number: int = entry.id
+    return number
+
+
+def run_rewind(name: str, to: str) -> None:
+    """Go back, or forward, to a turn or a label."""
+    from deltamem.profiles import ProfileStore
+    from deltamem.profiles.versions import rewind
+
+    entry = rewind(ProfileStore(), name, to)
+    notice(f"Profile {name} is at turn {entry.turns} again" + (f" ({entry.label})." if entry.label else "."))
+
+
+def run_branch(name: str, target: str, to: str | None) -> None:
+    """Begin a profile where another one is or was."""
+    from deltamem.profiles import ProfileStore
+    from deltamem.profiles.versions import branch
+
+    notice(f"Profile {target} begins there: {branch(ProfileStore(), name, target, to)}")
+
+
+def run_tag(name: str, label: str) -> None:
+    """Name the present state."""
+    from deltamem.profiles import ProfileStore
+    from deltamem.profiles.versions import tag
+
+    notice(f"Turn {tag(ProfileStore(), name, label).turns} of {name} is called {label!r} now.")
+
+
+def run_prune(name: str, keep: int) -> None:
+    """Let go of the past."""
+    from deltamem.profiles import ProfileStore
+    from deltamem.profiles.versions import prune
+
+    notice(f"{prune(ProfileStore(), name, keep)} states of {name} were let go.")
+
+
+def run_diff(one: str, other: str, as_json: bool) -> None:
+    """How far apart two profiles are."""
+    from deltamem.profiles import ProfileStore
+    from deltamem.profiles.versions import difference
+
+    whole, heads = difference(ProfileStore(), one, other)
+    if as_json:
+        write_json({"change": whole, "heads": [head.to_dict() for head in heads]})
+        return
+    table(
+        ("layer", "head", "norm", "apart"),
+        [(h.layer, h.head, f"{h.norm:.4f}", f"{100 * h.change:.1f} %") for h in heads],
+        right=("layer", "head", "norm", "apart"),
+    )
+    notice(f"{one} and {other} are {100 * whole:.1f} % apart, relative to {other}.")

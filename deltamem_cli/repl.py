@@ -190,7 +190,7 @@ class Repl:
         show_summary(session.state, session.state_before or session.state, int(rest) if rest else None)
 
     def do_forget(self, _: str) -> None:
-        """Empty the memory of this profile, for good."""
+        """Go on with an empty memory; /undo or deltamem profiles rewind brings the old one back."""
         if self.chat.memory is None:
             raise DeltaMemError("there is no memory to empty")
         if self.chat.read_only:
@@ -207,9 +207,37 @@ class Repl:
         self.chat.session.clear_window()
         notice("The window is empty; only the memory is left of what was said.")
 
-    def do_undo(self, _: str) -> None:
-        """Take the last turn back, from window and memory."""
-        notice("The last turn is taken back." if self.chat.undo() else "There is no turn to take back.")
+    def do_undo(self, rest: str) -> None:
+        """Take the last turn back, from window and memory, or more: /undo N"""
+        if rest and not (rest.isdigit() and int(rest)):
+            raise DeltaMemError("/undo takes a number of turns")
+        taken = self.chat.undo(int(rest or 1))
+        if taken > 1:
+            notice(f"The last {taken} turns are taken back; the window is empty. /redo brings them back one by one.")
+        else:
+            notice("The last turn is taken back; /redo brings it back." if taken else "There is no turn to take back.")
+
+    def do_redo(self, _: str) -> None:
+        """Bring back what /undo took."""
+        if self.chat.redo():
+            notice(f"Back at turn {self.chat.turns}; the window is empty.")
+        else:
+            notice("There is nothing to bring back.")
+
+    def do_log(self, _: str) -> None:
+        """Show the turns of this profile that can be gone back to."""
+        from deltamem_cli.profiles import run_log
+
+        if self.chat.profile_name is None or self.chat.path is None or not self.chat.path.exists():
+            raise DeltaMemError("there is no history yet")
+        run_log(self.chat.profile_name, False)
+
+    def do_scratch(self, _: str) -> None:
+        """Go on without writing anything; /memory on ends it."""
+        if self.chat.memory is None:
+            raise DeltaMemError("there is no memory to leave alone")
+        self.chat.session.mode = "read"
+        notice("From here on nothing is written. /memory on writes again.")
 
     def do_retry(self, _: str) -> None:
         """Take the last turn back and say it again."""

@@ -164,6 +164,24 @@ def test_interrupting_keeps_what_was_said(run: Runner) -> None:
     assert info["turns"] == 1 and 2 < info["tokens"] < 2000
 
 
+def test_the_past_of_a_profile(run: Runner) -> None:
+    run.chat("--profile", "work", "--lines", stdin="one\ntwo\nthree\n")
+    assert "is called 'before'" in run("profiles", "tag", "work", "before").stderr
+    log = json.loads(run("profiles", "log", "work", "--json").stdout)
+    assert [e["turns"] for e in log["entries"]] == [0, 1, 2, 3] and log["entries"][3]["label"] == "before"
+    run("profiles", "rewind", "work", "--to", "1")
+    assert show(run, "work")["turns"] == 1
+    assert "2 further states" in run("profiles", "log", "work").stderr
+    run("profiles", "branch", "work", "trip")
+    run.chat("four", "--profile", "trip")
+    assert (show(run, "trip")["turns"], show(run, "work")["turns"]) == (2, 1)
+    assert json.loads(run("profiles", "diff", "work", "trip", "--json").stdout)["change"] > 0
+    run("profiles", "rewind", "work", "--to", "before")
+    assert show(run, "work")["turns"] == 3
+    assert "3 states" in run("profiles", "prune", "work").stderr
+    assert "no turn and no label '2'" in run.error("profiles", "rewind", "work", "--to", "2")
+
+
 def test_models_and_doctor(run: Runner) -> None:
     entries = {e["name"]: e for e in json.loads(run("models", "--json").stdout)}
     assert entries["smollm2-135m"]["licence"] == "Apache-2.0" and len(entries["qwen3-4b"]["revision"]) == 40

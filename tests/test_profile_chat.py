@@ -46,14 +46,60 @@ def test_the_profile_is_on_disk_before_the_turn_is_over(backbone: Backbone, tiny
         assert again.turns == 3 and again.session.state is not None and again.session.state.equal(saved.state)
 
 
-def test_undo_reaches_the_file(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:
+def test_undo_and_redo_reach_the_file(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:
+    path = tmp_path / "work.safetensors"
+    saved = []
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:
+        for text in ("one", "two", "three"):
+            say(chat, text)
+            saved.append(load_profile(path))
+
+        def is_at(turn: int) -> None:
+            found = load_profile(path)
+            assert chat.turns == found.info.turns == turn and chat.session.state is not None
+            assert chat.session.state.equal(found.state)
+            if turn:
+                assert found.state.equal(saved[turn - 1].state) and found.info.tokens == saved[turn - 1].info.tokens
+            else:
+                assert not found.state.tensor.any()
+
+        window = chat.session.window_tokens
+        assert chat.undo() == 1 and len(chat.session.form.opening) < chat.session.window_tokens < window
+        is_at(2)
+        assert chat.undo(5) == 2 and chat.undo() == 0
+        is_at(0)
+        assert chat.redo() and chat.redo()
+        is_at(2)
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:  # another process
+        assert chat.redo() and not chat.redo()
+        is_at(3)
+        chat.forget()
+        assert chat.turns == 0 and chat.undo() == 1
+        is_at(3)
+
+
+def test_a_turn_that_only_read_is_taken_back_from_the_window_alone(
+    backbone: Backbone, tiny_adapter: Path, tmp_path: Path
+) -> None:
     with open_chat(backbone, tiny_adapter, tmp_path) as chat:
         say(chat, "one")
-        before = load_profile(tmp_path / "work.safetensors")
+        data = (tmp_path / "work.safetensors").read_bytes()
+        chat.session.mode = "read"
         say(chat, "two")
-        assert chat.undo() and not chat.undo()
-        after = load_profile(tmp_path / "work.safetensors")
-        assert after.info == before.info and after.state.equal(before.state)
+        assert chat.undo() == 1 and chat.turns == 1
+        assert (tmp_path / "work.safetensors").read_bytes() == data
+        assert chat.undo() == 1 and chat.turns == 0
+
+
+def test_a_history_that_cannot_be_used_is_put_aside(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:
+        say(chat, "one")
+    (tmp_path / "work.history").write_text("not a history")
+    with open_chat(backbone, tiny_adapter, tmp_path) as chat:
+        say(chat, "two")
+        assert chat.turns == 2 and chat.undo() == 1 and chat.turns == 1
+    (aside,) = tmp_path.glob("work.history.damaged-*")
+    assert aside.read_text() == "not a history"
 
 
 def test_a_reply_that_is_closed_is_kept(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:

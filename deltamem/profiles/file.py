@@ -48,6 +48,7 @@ class ProfileInfo:
         created: when the first turn was saved, UTC.
         updated: when the last one was.
         title: a line by the user; empty at first.
+        entry: number of this state in the profile's history; 0 where it has none.
     """
 
     backbone: str
@@ -61,6 +62,7 @@ class ProfileInfo:
     created: str = field(default_factory=now)
     updated: str = field(default_factory=now)
     title: str = ""
+    entry: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -177,9 +179,11 @@ def _check_header(path: Path, metadata: dict[str, str]) -> None:
 def _read_info(metadata: dict[str, str]) -> ProfileInfo:
     values: dict[str, Any] = {}
     for f in fields(ProfileInfo):
+        if f.name == "entry" and f.name not in metadata:  # files made before there was a history
+            continue
         values[f.name] = metadata[f.name] if f.type == "str" else json.loads(metadata[f.name])
     values["layers"] = tuple(values["layers"])
-    numbers = (*values["layers"], values["turns"], values["tokens"])
+    numbers = (*values["layers"], values["turns"], values["tokens"], values.get("entry", 0))
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         raise ValueError("counts are not whole numbers")
     if not isinstance(values["adapter_config"], dict):

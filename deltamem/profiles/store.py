@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 from deltamem.errors import ProfileError
 from deltamem.paths import private_dir, profiles_dir, write_private
 from deltamem.profiles.file import load_profile, now
+from deltamem.profiles.history import History
 
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,100}")
@@ -99,10 +100,13 @@ class ProfileStore:
             lock.release()  # the lock file stays: unlinking it would let two processes lock two files
 
     def copy(self, source: str, target: str) -> Path:
-        """Copy a profile byte for byte; an existing target is refused."""
+        """Copy a profile and its history byte for byte; an existing target is refused."""
         origin, goal = self.existing(source), self._free(target)
         load_profile(origin)
         private_dir(goal.parent)
+        past = History.beside(origin)
+        if past.exists():
+            write_private(History.beside(goal), past.read_bytes())
         write_private(goal, origin.read_bytes())
         return goal
 
@@ -111,6 +115,9 @@ class ProfileStore:
         origin, goal = self.existing(source), self._free(target)
         private_dir(goal.parent)
         with self.lock(source):
+            past = History.beside(origin)
+            if past.exists():
+                past.replace(History.beside(goal))
             origin.replace(goal)
         return goal
 
@@ -119,6 +126,7 @@ class ProfileStore:
         path = self.existing(name)
         with self.lock(name):
             path.unlink()
+            History.beside(path).unlink(missing_ok=True)
 
     def _free(self, name: str) -> Path:
         path = self.path(name)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from deltamem.chat_format import ChatFormat
 from deltamem.errors import StateError
+from deltamem.inspection import change_between
 from deltamem.memory import DeltaMemory
 from deltamem.session.detokenize import Detokenizer
 from deltamem.session.events import Event, Ingested, TextChunk, TurnFinished
@@ -262,7 +263,7 @@ class ChatSession:
             after = self.memory.state.clone()
             if not after.is_finite():
                 raise StateError("this turn left NaN or infinite numbers in the memory; it was undone")
-            change = float((after.tensor - state.tensor).norm() / after.tensor.norm().clamp_min(1e-12))
+            change = change_between(state, after)
             self._state, self.state_before = after, state
         self._undo = (turns, state)
         reply.finished = True
