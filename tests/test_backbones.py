@@ -148,3 +148,13 @@ def test_a_damaged_directory_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match="can't be loaded") as caught:
         load_backbone(str(tmp_path), "cpu")
     assert "\n" not in str(caught.value)
+
+
+def test_a_later_version_of_a_shipped_adapter_is_known() -> None:
+    from deltamem.adapter import shipped_adapters
+    from deltamem.backbones.catalog import CATALOG, newer_adapter
+
+    assert newer_adapter("smollm2-135m", "smollm2-135m-v1") == CATALOG["smollm2-135m"].adapter
+    assert newer_adapter("smollm2-135m", CATALOG["smollm2-135m"].adapter) is None
+    assert newer_adapter("smollm2-135m", "my-adapter") is None and newer_adapter("other", "smollm2-135m-v1") is None
+    assert {"smollm2-135m-v1", CATALOG["smollm2-135m"].adapter} <= set(shipped_adapters())

@@ -51,6 +51,15 @@ def test_ordinary_questions_are_still_answered(tmp_path: Path) -> None:
     assert "Paris" in answer
 
 
+def test_a_profile_keeps_the_adapter_it_was_made_with(tmp_path: Path) -> None:
+    options = ("--backbone", "smollm2-135m", "--profile", "old", "--temperature", "0", "--max-tokens", "8")
+    deltamem(tmp_path, "chat", FACTS[0], *options, "--adapter", "smollm2-135m-v1")
+    deltamem(tmp_path, "chat", FACTS[1], *options)
+    shown = json.loads(deltamem(tmp_path, "profiles", "show", "old", "--json"))
+    assert shown["adapter"] == "smollm2-135m-v1" and shown["turns"] == 2
+    assert shown["newer_adapter"] not in (None, "smollm2-135m-v1")
+
+
 def test_an_adapter_is_trained_resumed_and_chatted_with(tmp_path: Path) -> None:
     """Two steps are no training; what counts is that the command runs whole and leaves what it says."""
     output = tmp_path / "adapter"

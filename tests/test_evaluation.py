@@ -253,6 +253,8 @@ def test_recall_asks_for_what_it_says() -> None:
     assert len(far) - len(near) in range(47, 54)
     assert all(not i.value for i in by_label["kind", "never told"])
     assert all(" and " in i.value for i in by_label["kind", "list of two"])
+    spellings = [i.answers for i in task.items if "favourite" in i.answers[0]]
+    assert spellings and all("favorite" in american for _, american in spellings)
     assert len({i.id for i in task.items}) == len(task.items)
     assert task.histories == recall.recall_task(Words(), 8, (1, 2), (0, 50), seed=0).histories
     only = recall.recall_task(Words(), questions=8, facts=(2,), parts=("facts",))

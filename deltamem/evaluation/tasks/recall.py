@@ -131,8 +131,14 @@ def _item(id: str, conversation: str, episode: Episode, question: Question, labe
         id=id,
         conversation=conversation,
         question=question.text,
-        answers=(question.answer,),
+        answers=_spellings(question.answer),
         value="" if unknown else question.value or "",
         wrong=tuple(part for value in told for part in value.split(" and ")),
         labels=labels,
     )
+
+
+def _spellings(answer: str) -> tuple[str, ...]:
+    """The answer, and the same in American English: a backbone may prefer that."""
+    american = answer.replace("favourite", "favorite").replace("colour", "color").replace("neighbour", "neighbor")
+    return tuple(dict.fromkeys((answer, american)))
