@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from deltamem.episodes.synthetic import Difficulty
 
 STAGES: tuple[Difficulty, ...] = (
+    Difficulty(pool=32, facts=2),
+    Difficulty(pool=128, facts=2),
+    Difficulty(pool=512, facts=2),
+    Difficulty(pool=2048, facts=2),
     Difficulty(facts=2),
     Difficulty(
         facts=3,
@@ -43,7 +47,7 @@ STAGES: tuple[Difficulty, ...] = (
         sessions=0.3,
     ),
 )
-"""Facts side by side first, then what a chat brings with it: distance, values of several tokens, corrections,
+"""Pool of values first: with all of them at once nothing was learnt in 85 steps. Then facts side by side, then what a chat brings with it: distance, values of several tokens, corrections,
 questions about what was never told, earlier turns in the window, other people, several sessions."""
 
 
