@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deltamem.errors import DataError, DeltaMemError, MissingExtraError
+from deltamem.errors import DataError, MissingExtraError
 from deltamem_cli.terminal import bars, notice, table, write_json
 
 
@@ -29,7 +29,7 @@ def run_bench(
     from deltamem.benchmarking import measure
     from deltamem.config import DeltaMemConfig
     from deltamem.memory import DeltaMemory
-    from deltamem_cli.opening import open_backbone
+    from deltamem_cli.opening import dtype_of, open_backbone
 
     try:
         tokens = [int(part) for part in lengths.split(",")]
@@ -37,10 +37,7 @@ def run_bench(
         tokens = []
     if not tokens or min(tokens) < 1:
         raise DataError(f"--lengths takes numbers with commas between them, not {lengths!r}")
-    dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in dtypes:
-        raise DeltaMemError(f"--dtype takes auto, float32 or bfloat16, not {dtype!r}")
-    backbone = open_backbone(backbone_name, device, quantize, dtypes[dtype])
+    backbone = open_backbone(backbone_name, device, quantize, dtype_of(dtype))
     limit = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and max(tokens) + decode > limit:
         raise DataError(f"{backbone.name} takes {limit} tokens; {max(tokens)} and {decode} to decode are more")

@@ -69,18 +69,14 @@ def run_eval(choices: EvalChoices) -> None:
 
 
 def _open(choices: EvalChoices) -> tuple[Any, dict[str, Any], int]:
-    import torch
 
     from deltamem.adapter import adapter_fingerprint
     from deltamem.chat_format import ChatFormat
     from deltamem.episodes.passes import Passes
     from deltamem.memory import DeltaMemory
-    from deltamem_cli.opening import context_for, open_backbone
+    from deltamem_cli.opening import context_for, dtype_of, open_backbone
 
-    dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if choices.dtype not in dtypes:
-        raise DeltaMemError(f"--dtype takes auto, float32 or bfloat16, not {choices.dtype!r}")
-    backbone = open_backbone(choices.backbone, choices.device, choices.quantize, dtypes[choices.dtype])
+    backbone = open_backbone(choices.backbone, choices.device, choices.quantize, dtype_of(choices.dtype))
     adapter = choices.adapter or backbone.adapter
     if adapter is None:
         raise DeltaMemError(f"{backbone.name} has no adapter to evaluate; name one with --adapter")

@@ -9,12 +9,26 @@ from deltamem.adapter import shipped_adapters
 from deltamem.backbones.catalog import CATALOG, newer_adapter
 from deltamem.backbones.fetch import local_path
 from deltamem.backbones.load import Backbone, default_backbone, load_backbone
-from deltamem.errors import BackboneError
+from deltamem.errors import BackboneError, DeltaMemError
 from deltamem.paths import profiles_dir
 from deltamem.profiles import load_profile
 from deltamem_cli.terminal import bars, notice
 
 CPU_CONTEXT, GPU_CONTEXT = 2048, 8192
+
+
+def dtype_of(text: str) -> Any:
+    """The precision asked for by --dtype; None leaves it to the device.
+
+    Raises:
+        DeltaMemError: there is none of that name.
+    """
+    import torch
+
+    dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if text not in dtypes:
+        raise DeltaMemError(f"--dtype takes auto, float32 or bfloat16, not {text!r}")
+    return dtypes[text]
 
 
 def open_backbone(name: str | None, device: str, quantize: Any, dtype: Any = None) -> Backbone:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from deltamem.errors import DataError, DeltaMemError
+from deltamem.errors import DataError
 from deltamem_cli.terminal import err, notice, table
 
 
@@ -39,18 +39,15 @@ def run_train(options: TrainOptions) -> None:
     from deltamem.training.curves import draw_curves
     from deltamem.training.run import prepare, write_card
     from deltamem.training.team import Team
-    from deltamem_cli.opening import open_backbone
+    from deltamem_cli.opening import dtype_of, open_backbone
 
     preset = chosen_preset(options)
-    dtypes = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if options.dtype not in dtypes:
-        raise DeltaMemError(f"--dtype takes auto, float32 or bfloat16, not {options.dtype!r}")
     if options.start is not None and options.config:
         raise DataError("--from keeps the adapter's own configuration: leave out " + ", ".join(sorted(options.config)))
     team = Team(cpu=options.device == "cpu")
     torch.manual_seed(preset.recipe.seed)
     device = team.device or options.device
-    backbone = open_backbone(options.backbone, device, options.quantize, dtypes[options.dtype])
+    backbone = open_backbone(options.backbone, device, options.quantize, dtype_of(options.dtype))
     with _Bar(preset.recipe.steps, shown=team.rank == 0) as bar:
         trainer = prepare(
             backbone,

@@ -7,19 +7,17 @@ and words made up from syllables.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Any, Literal
+from typing import Any
 
 from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.episodes.words import Split, made_up, split_words
 from deltamem.errors import DataError
-
-Split = Literal["train", "heldout"]
 
 
 @dataclass(frozen=True)
@@ -148,7 +146,7 @@ class SyntheticPeople:
         # The last third of the names is for held-out people.
         cut = len(data["people"]) * 2 // 3
         self._people: dict[Split, list[str]] = {"train": data["people"][:cut], "heldout": data["people"][cut:]}
-        self._values = {kind: _split_words(tokenizer, kind) for kind in ("name", "word")}
+        self._values = {kind: split_words(tokenizer, kind) for kind in ("name", "word")}
         if any(not words for splits in self._values.values() for words in splits.values()):
             raise DataError("this tokenizer has too few words that are single tokens for the built-in generator")
 
@@ -235,7 +233,7 @@ class SyntheticPeople:
         pool = self._values[kind][split][: difficulty.pool]
         value = rng.choice(pool)
         if rng.random() < difficulty.long_values:
-            value = f"{value} {rng.choice(pool)}" if rng.random() < 0.5 else _made_up(rng, kind)
+            value = f"{value} {rng.choice(pool)}" if rng.random() < 0.5 else made_up(rng, kind)
         while value in taken:  # a longer one is free sooner or later, however small the pool
             value = f"{value} {rng.choice(pool)}"
         return value
@@ -396,34 +394,3 @@ def _groups(rng: random.Random, facts: list[Any]) -> list[list[Any]]:
         else:
             groups.append([fact])
     return groups
-
-
-_STARTS = ("b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pr", "qu", "r",
-           "s", "st", "t", "tr", "v", "w", "z")  # fmt: skip
-_MIDDLES = ["a", "e", "i", "o", "u", "ai", "ea", "ou"]
-_ENDS = ["", "", "l", "n", "r", "s", "k", "m", "th"]
-
-
-def _made_up(rng: random.Random, kind: str) -> str:
-    """A word nobody uses, of two or three syllables: several tokens to any tokenizer."""
-    word = "".join(rng.choice(_STARTS) + rng.choice(_MIDDLES) for _ in range(rng.choice((2, 2, 3)))) + rng.choice(_ENDS)
-    return word.capitalize() if kind == "name" else word
-
-
-_SHAPES = {"name": re.compile(r" [A-Z][a-z]{2,}"), "word": re.compile(r" [a-z]{4,}")}
-
-
-def _split_words(tokenizer: Any, kind: str) -> dict[Split, list[str]]:
-    words = [text.strip() for text in _pieces(tokenizer) if _SHAPES[kind].fullmatch(text)]
-    # By hash, so that a word stays on its side whatever else changes, and the order says nothing.
-    order = sorted(set(words), key=lambda w: hashlib.sha256(w.encode()).digest())
-    cut = len(order) // 10
-    return {"heldout": order[:cut], "train": order[cut:]}
-
-
-def _pieces(tokenizer: Any) -> list[str]:
-    """The vocabulary as text. Decoding a token alone can lose the space before it, so its own mark for that is read."""
-    if not hasattr(tokenizer, "convert_ids_to_tokens"):
-        return [tokenizer.decode([index]) for index in range(len(tokenizer))]
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return [re.sub("^[\u2581\u0120]", " ", piece) for piece in pieces if isinstance(piece, str)]

@@ -47,8 +47,9 @@ STAGES: tuple[Difficulty, ...] = (
         sessions=0.3,
     ),
 )
-"""Pool of values first: with all of them at once nothing was learnt in 85 steps. Then facts side by side, then what a chat brings with it: distance, values of several tokens, corrections,
-questions about what was never told, earlier turns in the window, other people, several sessions."""
+"""Pool of values first (with all of them at once nothing was learnt in 85 steps), then facts side by side, then what a
+chat brings with it: distance, values of several tokens, corrections, questions about what was never told, earlier
+turns in the window, other people, several sessions."""
 
 
 @dataclass

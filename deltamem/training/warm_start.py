@@ -64,7 +64,8 @@ class TokenCode:
         if scale is not None and scale.shape == out.shape[1:2]:
             scale = scale.detach().cpu().float()
             out = out / torch.where(scale.abs() > 0.05 * scale.abs().mean(), scale, scale.abs().mean())[None, :, None]
-        return out / out.norm(dim=1, keepdim=True)
+        unit: Tensor = out / out.norm(dim=1, keepdim=True)
+        return unit
 
 
 def fit_values(memory: DeltaMemory, hidden: Tensor, ids: Tensor, ridge: float = 0.1, gain: float = 0.5) -> list[float]:

@@ -1,0 +1,41 @@
+"""Words to be remembered: those of a tokenizer's own vocabulary, split in two, and words nobody uses."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+from typing import Any, Literal
+
+Split = Literal["train", "heldout"]
+
+_STARTS = ("b", "br", "c", "ch", "d", "dr", "f", "g", "gr", "h", "j", "k", "kl", "l", "m", "n", "p", "pr", "qu", "r",
+           "s", "st", "t", "tr", "v", "w", "z")  # fmt: skip
+_MIDDLES = ["a", "e", "i", "o", "u", "ai", "ea", "ou"]
+_ENDS = ["", "", "l", "n", "r", "s", "k", "m", "th"]
+
+
+def made_up(rng: random.Random, kind: str) -> str:
+    """A word nobody uses, of two or three syllables: several tokens to any tokenizer."""
+    word = "".join(rng.choice(_STARTS) + rng.choice(_MIDDLES) for _ in range(rng.choice((2, 2, 3)))) + rng.choice(_ENDS)
+    return word.capitalize() if kind == "name" else word
+
+
+_SHAPES = {"name": re.compile(r" [A-Z][a-z]{2,}"), "word": re.compile(r" [a-z]{4,}")}
+
+
+def split_words(tokenizer: Any, kind: str) -> dict[Split, list[str]]:
+    """A tokenizer's words of a kind (``name`` or ``word``) that are single tokens, a tenth of them held out."""
+    words = [text.strip() for text in _pieces(tokenizer) if _SHAPES[kind].fullmatch(text)]
+    # By hash, so that a word stays on its side whatever else changes, and the order says nothing.
+    order = sorted(set(words), key=lambda w: hashlib.sha256(w.encode()).digest())
+    cut = len(order) // 10
+    return {"heldout": order[:cut], "train": order[cut:]}
+
+
+def _pieces(tokenizer: Any) -> list[str]:
+    """The vocabulary as text. Decoding a token alone can lose the space before it, so its own mark for that is read."""
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        return [tokenizer.decode([index]) for index in range(len(tokenizer))]
+    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return [re.sub("^[\u2581\u0120]", " ", piece) for piece in pieces if isinstance(piece, str)]
