@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deltamem.errors import DataError, MissingExtraError
+from deltamem.errors import DataError
 from deltamem_cli.terminal import bars, notice, table, write_json
 
 
@@ -28,6 +28,7 @@ def run_bench(
     from deltamem.backbones.progress import Progress
     from deltamem.benchmarking import measure
     from deltamem.config import DeltaMemConfig
+    from deltamem.evaluation.plot import require_matplotlib
     from deltamem.memory import DeltaMemory
     from deltamem_cli.opening import dtype_of, open_backbone
 
@@ -37,6 +38,8 @@ def run_bench(
         tokens = []
     if not tokens or min(tokens) < 1:
         raise DataError(f"--lengths takes numbers with commas between them, not {lengths!r}")
+    if plot is not None:
+        require_matplotlib()
     backbone = open_backbone(backbone_name, device, quantize, dtype_of(dtype))
     limit = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and max(tokens) + decode > limit:
@@ -96,10 +99,8 @@ def _show(rows: Sequence[Any]) -> None:
 
 
 def _plot(rows: Sequence[Any], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("a plot", "eval") from None
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     for axes, name, title in zip(
         figure.subplots(1, 2), ("prompt", "decode"), ("prompt, ms", "decoding, ms a token"), strict=True

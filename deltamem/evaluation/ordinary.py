@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from deltamem.episodes.batches import ask_tokens, read_batch
 from deltamem.episodes.episode import Question
@@ -63,7 +64,7 @@ def ordinary(
                 with torch.no_grad():
                     ours, theirs = passes.read(one, state.select([row])), passes.read(one, None)
                 # The end of a reply that was cut off is no end: the last position is left out.
-                kl.append(float(_divergence(ours[:-1], theirs[:-1])))
+                kl.append(float(divergence(ours[:-1], theirs[:-1])) / max(1, len(ours) - 1))
         same = [float(r["memory"].split()[:WORDS] == r["frozen"].split()[:WORDS]) for r in replies]
         row_of: dict[str, Any] = {"facts": count, "n": len(prompts), "replies": replies}
         for name, values in (("kl", kl), ("same", same)):
@@ -73,9 +74,8 @@ def ordinary(
     return rows
 
 
-def _divergence(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    if not len(ours):
-        return torch.zeros(())
-    return F.kl_div(
-        F.log_softmax(ours.float(), -1), F.log_softmax(theirs.float(), -1), log_target=True, reduction="batchmean"
-    )
+def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """Sum over tokens of KL(teacher || ours) in nats, of logits (M, vocabulary)."""
+    ours = F.log_softmax(logits.float(), -1)
+    theirs = F.log_softmax(teacher.float().to(logits.device), -1)
+    return F.kl_div(ours, theirs, log_target=True, reduction="sum")

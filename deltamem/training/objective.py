@@ -43,13 +43,6 @@ def answer_losses(logits: Tensor, batch: ReadBatch) -> Answers:
     return Answers(losses[is_value].sum(), losses[is_start].sum(), losses[rest].sum(), right, -losses[is_value])
 
 
-def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """Sum over tokens of KL(teacher || ours) in nats, of logits (M, vocabulary)."""
-    ours = F.log_softmax(logits.float(), -1)
-    theirs = F.log_softmax(teacher.float().to(logits.device), -1)
-    return F.kl_div(ours, theirs, log_target=True, reduction="sum")
-
-
 def contrast(own: Tensor, other: Tensor) -> Tensor:
     """Sum over value tokens of -log sigmoid of how much likelier the right state makes them than another one."""
     return F.softplus(other - own).sum()

@@ -14,7 +14,7 @@ from deltamem.episodes.batches import ReadBatch, ask_tokens, read_batch
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
-from deltamem.training.objective import divergence
+from deltamem.evaluation.ordinary import divergence
 
 REPLIES_FILE = "frozen_replies.json"
 

@@ -18,9 +18,10 @@ from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.passes import Passes
 from deltamem.evaluation.histories import windows
+from deltamem.evaluation.ordinary import divergence
 from deltamem.state import MemoryState
 from deltamem.training.addresses import Addresses
-from deltamem.training.objective import answer_losses, contrast, divergence, sparsity
+from deltamem.training.objective import answer_losses, contrast, sparsity
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.recipe import Recipe
 from deltamem.training.team import Team
