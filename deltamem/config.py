@@ -71,6 +71,8 @@ class DeltaMemConfig:
         state_update_mode: ``standard``, ``lambda_outside`` or ``no_lambda``.
         rankwise_gates: one gate per row of the state rather than one per head.
         beta_bias_init: initial bias of the write gate.
+        read_gate: scale each query by a gate in (0, 1) of its own. A query of unit length always reads something; the
+            gate lets a token that asks for nothing read nothing. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
         target_layers: indices of the adapted layers; empty means all.
         target_modules: name of the attention module in a layer.
@@ -98,6 +100,7 @@ class DeltaMemConfig:
     state_update_mode: str = "standard"
     rankwise_gates: bool = True
     beta_bias_init: float = -1.5
+    read_gate: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
     target_modules: tuple[str, ...] = field(default=("self_attn",))
@@ -164,7 +167,11 @@ class DeltaMemConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The live keys, as they are written to JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        live = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        if not self.read_gate:
+            # Unknown to the published code, and part of the fingerprint of adapters that were made before there was one.
+            del live["read_gate"]
+        return live
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> DeltaMemConfig:

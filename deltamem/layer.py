@@ -17,6 +17,8 @@ from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.recurrence import Gates, delta_rule, gates_from, mask_gates
 
 _EPS = 1e-6
+_READ_GATE_OPEN = 3.0
+"""Bias a read gate starts with: almost open, so that training decides where to shut it."""
 
 
 class Signals(NamedTuple):
@@ -38,7 +40,8 @@ class DeltaLayer(nn.Module):
 
     Parameters have the published names: ``memory_{q,k,v}_proj`` (H*r, hidden), ``beta_proj`` (g, hidden),
     ``beta_bias`` (g), ``lambda_proj`` and ``lambda_bias`` when lambda is free, ``delta_{q,k,v,o}_proj``
-    (out_features, H*r), ``delta_o_rmsnorm_weight`` (hidden), ``delta_scale_raw`` (1 or 4).
+    (out_features, H*r), ``delta_o_rmsnorm_weight`` (hidden), ``delta_scale_raw`` (1 or 4). Ours are
+    ``read_gate_proj`` (H, hidden) and ``read_gate_bias`` (H), when there is a read gate.
     """
 
     memory_q_proj: nn.Parameter
@@ -54,6 +57,8 @@ class DeltaLayer(nn.Module):
     delta_o_proj: nn.Parameter
     delta_o_rmsnorm_weight: nn.Parameter
     delta_scale_raw: nn.Parameter
+    read_gate_proj: nn.Parameter
+    read_gate_bias: nn.Parameter
 
     def __init__(self, config: DeltaMemConfig, hidden_size: int, out_features: dict[str, int]) -> None:
         super().__init__()
@@ -66,6 +71,8 @@ class DeltaLayer(nn.Module):
         nn.init.constant_(self.beta_bias, config.beta_bias_init)
         if config.needs_lambda:
             nn.init.constant_(self.lambda_bias, -config.beta_bias_init)
+        if config.read_gate:
+            nn.init.constant_(self.read_gate_bias, _READ_GATE_OPEN)
         if config.delta_o_rmsnorm:
             nn.init.ones_(self.delta_o_rmsnorm_weight)
         if config.trainable_delta_scale:
@@ -80,6 +87,9 @@ class DeltaLayer(nn.Module):
         shapes |= {"beta_proj": (gates, hidden_size), "beta_bias": (gates,)}
         if config.needs_lambda:
             shapes |= {"lambda_proj": (gates, hidden_size), "lambda_bias": (gates,)}
+        if config.read_gate:
+            heads = config.num_state_heads
+            shapes |= {"read_gate_proj": (heads, hidden_size), "read_gate_bias": (heads,)}
         shapes |= {f"delta_{p}_proj": (out_features[p], width) for p in PROJECTIONS}
         if config.delta_o_rmsnorm:
             shapes["delta_o_rmsnorm_weight"] = (out_features["o"],)
@@ -95,21 +105,36 @@ class DeltaLayer(nn.Module):
         weights: list[Tensor] = [self.memory_q_proj, self.memory_k_proj, self.memory_v_proj, self.beta_proj]
         if config.needs_lambda:
             weights.append(self.lambda_proj)
+        if config.read_gate:
+            weights.append(self.read_gate_proj)
         # One product for all projections; they share their input.
         parts = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(weights)).split([w.shape[0] for w in weights], -1)
+        q = self._queries(parts[0], parts[-1] if config.read_gate else None)
         heads = (config.num_state_heads, config.rank)
-        q, k, v = (part.unflatten(-1, heads) for part in parts[:3])
+        k, v = (part.unflatten(-1, heads) for part in parts[1:3])
         if config.normalize_qk:
-            q, k = _unit(torch.tanh(q)), _unit(torch.tanh(k))
+            k = _unit(torch.tanh(k))
         beta = self._gate(parts[3], self.beta_bias)
         lam = self._gate(parts[4], self.lambda_bias) if config.needs_lambda else 1 - beta
         return Signals(q, k, v, gates_from(beta, lam, config.state_update_mode))
 
     def queries(self, x: Tensor) -> Tensor:
         """Queries alone, (B, T, H, r), for a call that only reads."""
-        q = F.linear(x.to(self.memory_q_proj.dtype), self.memory_q_proj)
-        q = q.unflatten(-1, (self.config.num_state_heads, self.config.rank))
-        return _unit(torch.tanh(q)) if self.config.normalize_qk else q
+        x = x.to(self.memory_q_proj.dtype)
+        if not self.config.read_gate:
+            return self._queries(F.linear(x, self.memory_q_proj), None)
+        heads = self.config.num_state_heads
+        raw, gate = F.linear(x, torch.cat([self.memory_q_proj, self.read_gate_proj])).split(
+            [heads * self.config.rank, heads], -1
+        )
+        return self._queries(raw, gate)
+
+    def _queries(self, raw: Tensor, gate: Tensor | None) -> Tensor:
+        """(B, T, H, r). Reads are linear in the query, so the read gate is its length."""
+        q = raw.unflatten(-1, (self.config.num_state_heads, self.config.rank))
+        if self.config.normalize_qk:
+            q = _unit(torch.tanh(q))
+        return q if gate is None else q * torch.sigmoid(gate + self.read_gate_bias).unsqueeze(-1)
 
     def _gate(self, raw: Tensor, bias: Tensor) -> Tensor:
         per_head = self.config.rank if self.config.rankwise_gates else 1

@@ -24,6 +24,12 @@ def test_published_files_load_and_live_keys_survive(path: Path) -> None:
     assert DeltaMemConfig.from_dict(config.to_dict()) == config
 
 
+def test_a_read_gate_is_on_file_only_where_there_is_one() -> None:
+    # Fingerprints of adapters made before there were read gates must not change.
+    assert "read_gate" not in DeltaMemConfig().to_dict()
+    assert DeltaMemConfig.from_dict(DeltaMemConfig(read_gate=True).to_dict()).read_gate
+
+
 def test_a_retired_option_that_is_switched_on_is_named() -> None:
     with pytest.raises(ConfigError, match="num_memory_partitions"):
         DeltaMemConfig.from_dict({"num_memory_partitions": 4})

@@ -45,6 +45,8 @@ def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Te
                 "lambda_outside": (y, y * b),
                 "no_lambda": (torch.ones_like(b), b),
             }[c.state_update_mode]
+            if c.read_gate:
+                q_h = q_h * torch.sigmoid(layer.read_gate_proj[h] @ x_t + layer.read_gate_bias[h])
             s = state[h]
             read.append(s @ q_h)
             heads.append(torch.diag(keep) @ s - torch.diag(erase) @ torch.outer(s @ k_h, k_h)
@@ -56,9 +58,9 @@ def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Te
 
 OPTIONS = [
     {"num_state_heads": heads, "rankwise_gates": rankwise, "couple_lambda": couple, "state_update_mode": mode,
-     "normalize_qk": normalize}
-    for heads, rankwise, couple, mode, normalize in itertools.product(
-        (1, 3), (True, False), (True, False), ("standard", "lambda_outside", "no_lambda"), (True, False)
+     "normalize_qk": normalize, "read_gate": gate}
+    for heads, rankwise, couple, mode, normalize, gate in itertools.product(
+        (1, 3), (True, False), (True, False), ("standard", "lambda_outside", "no_lambda"), (True, False), (True, False)
     )
     if couple or mode != "no_lambda"
 ]  # fmt: skip
@@ -94,6 +96,25 @@ def test_corrections_with_learned_scales(granularity: str, norm: bool) -> None:
             torch.testing.assert_close(layer.correction(name, reads).float(), e * layer.delta_o_rmsnorm_weight.float())
         else:
             torch.testing.assert_close(layer.correction(name, reads), expected)
+
+
+@pytest.mark.parametrize("gate", [False, True])
+def test_a_call_that_only_reads_has_the_same_queries(gate: bool) -> None:
+    layer = make_layer(num_state_heads=2, read_gate=gate, couple_lambda=False)
+    x = torch.randn(2, 7, HIDDEN, dtype=torch.float64)
+    torch.testing.assert_close(layer.queries(x), layer.signals(x).q)
+
+
+def test_a_shut_read_gate_reads_nothing_and_writes_all_the_same() -> None:
+    layer = make_layer(read_gate=True)
+    x, state = torch.randn(1, 6, HIDDEN, dtype=torch.float64), torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    _, expected = layer.read_and_write(x, state)
+    with torch.no_grad():
+        layer.read_gate_proj.zero_()
+        layer.read_gate_bias.fill_(-60.0)
+    reads, after = layer.read_and_write(x, state)
+    assert reads.abs().max() < 1e-20
+    torch.testing.assert_close(after, expected)
 
 
 def test_a_token_that_is_not_written_reads_all_the_same() -> None:
