@@ -169,7 +169,7 @@ class DeltaMemConfig:
         """The live keys, as they are written to JSON."""
         live = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         if not self.read_gate:
-            # Unknown to the published code, and part of the fingerprint of adapters that were made before there was one.
+            # Unknown to the published code; adapters made before there were read gates keep their fingerprints.
             del live["read_gate"]
         return live
 
