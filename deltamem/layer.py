@@ -7,6 +7,7 @@ conversation: the state comes in and goes out.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -131,10 +132,12 @@ class DeltaLayer(nn.Module):
 
     def _queries(self, raw: Tensor, gate: Tensor | None) -> Tensor:
         """(B, T, H, r). Reads are linear in the query, so the read gate is its length."""
-        q = raw.unflatten(-1, (self.config.num_state_heads, self.config.rank))
+        q: Tensor = raw.unflatten(-1, (self.config.num_state_heads, self.config.rank))
         if self.config.normalize_qk:
             q = _unit(torch.tanh(q))
-        return q if gate is None else q * torch.sigmoid(gate + self.read_gate_bias).unsqueeze(-1)
+        if gate is not None:
+            q = q * torch.sigmoid(gate + self.read_gate_bias).unsqueeze(-1)
+        return q
 
     def _gate(self, raw: Tensor, bias: Tensor) -> Tensor:
         per_head = self.config.rank if self.config.rankwise_gates else 1
@@ -151,21 +154,38 @@ class DeltaLayer(nn.Module):
         return reads.flatten(-2)
 
     def read_and_write(
-        self, x: Tensor, state: Tensor, valid: Tensor | None = None, written: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Tensor,
+        valid: Tensor | None = None,
+        written: Tensor | None = None,
+        trace: Callable[[Tensor], None] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Token-state write: each token reads, then writes. Reads (B, T, H*r) and the new state.
 
-        Padding (not `valid`) does neither; a token that is not `written` (B, T) reads only.
+        Padding (not `valid`) does neither; a token that is not `written` (B, T) reads only. `trace` is given the
+        write gates (B, T, H, r or 1).
         """
         q, k, v, gates = self.signals(x)
         if written is not None:
             gates = mask_gates(gates, written, self.config.rank)
+        if trace is not None:
+            trace(gates.write)
         reads, state = delta_rule(q, k, v, gates, state, valid)
         return reads.flatten(-2), state
 
-    def write_means(self, means: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:
+    def write_means(
+        self,
+        means: Tensor,
+        state: Tensor,
+        valid: Tensor | None = None,
+        trace: Callable[[Tensor], None] | None = None,
+    ) -> Tensor:
         """Sequence-state write: one write for each segment mean (B, M, hidden), in order."""
-        return delta_rule(*self.signals(means), state, valid)[1]
+        signals = self.signals(means)
+        if trace is not None:
+            trace(signals.gates.write)
+        return delta_rule(*signals, state, valid)[1]
 
     # Corrections
 

@@ -216,6 +216,15 @@ class DeltaMemory:
             hooks.on_attention(site, partial(seen, i), lambda _name, output: output)
         return hooks.remove
 
+    @contextmanager
+    def tracing(self, seen: Callable[[int, Tensor], None]) -> Iterator[None]:
+        """Have `seen` called with (number of the layer, write gates (B, T, H, r or 1)) of everything written inside."""
+        before, self._runtime.trace = self._runtime.trace, seen
+        try:
+            yield
+        finally:
+            self._runtime.trace = before
+
     def _put_hooks(self) -> None:
         runtime = self._runtime
         decoder = getattr(self.model, "base_model", None)

@@ -82,6 +82,7 @@ class ProfileChat:
                 sampling=sampling,
                 mode="read" if read_only and mode == "on" else mode,
                 stops=backbone.stops,
+                trace=True,
             )
             if profile is not None:
                 self.open_profile(profile)
@@ -199,7 +200,9 @@ class ProfileChat:
             if self.profile is not None and self.profile.info.entry not in self._history.entries:
                 begun = self._history.append(self.profile, "begin")  # a profile from before there was a history
                 profile = replace(profile, info=replace(profile.info, entry=begun.info.entry))
-            profile = self._history.append(profile, kind, change_between(profile.before, profile.state))
+            change = change_between(profile.matrices_before, profile.matrices)
+            writes = self.session.writes if kind == "turn" else None
+            profile = self._history.append(profile, kind, change, writes.layers if writes else ())
         self.profile = profile
         self.save()
 

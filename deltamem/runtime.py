@@ -7,8 +7,10 @@ nothing here knows about conversations, files or text.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -121,6 +123,7 @@ class Runtime:
 
     def __init__(self, sites: list[AttentionSite], weights: list[DeltaLayer]) -> None:
         self.directions = Directions()
+        self.trace: Callable[[int, Tensor], None] | None = None
         self.segment_counts: Tensor | None = None
         self._call: Call | None = None
         self._depth = 0
@@ -162,7 +165,9 @@ class Runtime:
             if layer.segment_sum is not None:
                 here = counts.to(layer.segment_sum.device)
                 means = (layer.segment_sum / here.clamp_min(1)[:, None])[:, None]  # (B, 1, hidden)
-                layer.state = layer.weights.write_means(means, _usable(layer.state), (here > 0)[:, None])
+                layer.state = layer.weights.write_means(
+                    means, _usable(layer.state), (here > 0)[:, None], self._tracing(layer)
+                )
             layer.segment_sum = None
         self.segment_counts = None
 
@@ -252,9 +257,12 @@ class Runtime:
                 self._gather(layer, wide, call.gathered())
                 return state
             means = call.plan.weights.to(wide.dtype) @ wide
-            return weights.write_means(means, state, call.plan.valid) if means.shape[1] else state
-        layer.reads, state = weights.read_and_write(hidden, state, call.valid, call.written)
+            return weights.write_means(means, state, call.plan.valid, self._tracing(layer)) if means.shape[1] else state
+        layer.reads, state = weights.read_and_write(hidden, state, call.valid, call.written, self._tracing(layer))
         return state
+
+    def _tracing(self, layer: _Layer) -> Callable[[Tensor], None] | None:
+        return None if self.trace is None else partial(self.trace, layer.site.number)
 
     def _gather(self, layer: _Layer, hidden: Tensor, valid: Tensor | None) -> None:
         kept = hidden if valid is None else hidden.masked_fill(~valid[..., None], 0.0)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from deltamem.errors import StateError
@@ -81,6 +83,15 @@ class MemoryState:
         if any(s.segment is not None for s in states):
             raise StateError("a state with an open segment cannot be stacked; close the segment first")
         return MemoryState(torch.cat([s.tensor for s in states], dim=1), states[0].layers)
+
+    def matrices(self) -> NDArray[np.float32]:
+        """The first sequence's state as it is kept on disk, (layers, H, r, r); a copy."""
+        return np.array(self.tensor[:, 0].detach().float().cpu().numpy(), dtype=np.float32, order="C")
+
+    @classmethod
+    def of(cls, matrices: NDArray[np.float32], layers: tuple[int, ...]) -> MemoryState:
+        """A state of batch 1 from matrices (layers, H, r, r); a copy."""
+        return cls(torch.from_numpy(matrices[:, None].copy()), layers)
 
     def equal(self, other: MemoryState) -> bool:
         """True when layers and every number are the same."""

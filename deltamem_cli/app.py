@@ -129,12 +129,29 @@ def inspect_state(
         str, typer.Argument(help="Name or path of a profile.", autocompletion=complete_profiles)
     ] = "default",
     layer: Annotated[int | None, typer.Option("--layer", "-l", help="Draw this layer's matrices.")] = None,
+    head: Annotated[int | None, typer.Option("--head", help="Draw this head's matrices.")] = None,
+    diff: Annotated[
+        str | None, typer.Option("--diff", help="Compare with another profile.", autocompletion=complete_profiles)
+    ] = None,
+    turns: Annotated[bool, typer.Option("--turns", help="How it moved, turn by turn.")] = False,
+    report: Annotated[Path | None, typer.Option("--report", help="Write all of it to one HTML file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw all layers to a picture file.")] = None,
+    probe: Annotated[
+        str | None, typer.Option("--probe", help="Show what the memory does to the answer; loads the backbone.")
+    ] = None,
+    device: DeviceOption = "auto",
+    quantize: QuantizeOption = QuantizeChoice.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is in a profile. Norms, ranks, and what the last turn changed; loads no backbone."""
-    from deltamem_cli.inspect_state import run_inspect
+    """Show what is in a profile. How full, what changed, layer by layer; without --probe it loads no backbone."""
+    if probe is not None:
+        from deltamem_cli.probe import run_probe
 
-    run_inspect(profile, layer, as_json)
+        run_probe(profile, probe, device, quantize.value, as_json)
+        return
+    from deltamem_cli.inspect_state import InspectOptions, run_inspect
+
+    run_inspect(InspectOptions(profile, layer, head, diff, turns, report, plot, as_json))
 
 
 @app.command("train-adapter", epilog="Example: deltamem train-adapter --backbone smollm2-135m --output my-adapter")

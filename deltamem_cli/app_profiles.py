@@ -111,7 +111,7 @@ def profiles_diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show how far apart two profiles are."""
-    from deltamem_cli.profiles import run_diff
+    from deltamem_cli.inspect_state import run_diff
 
     run_diff(one, other, as_json)
 

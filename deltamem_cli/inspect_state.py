@@ -1,42 +1,88 @@
-"""`deltamem inspect-state`: a state in figures, and a layer as a picture in the terminal."""
+"""`deltamem inspect-state`: a profile's state in a few lines, in figures, and as pictures."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from deltamem.errors import ProfileError
+from deltamem.errors import DataError, ProfileError
+from deltamem.inspection import HeadSummary, Matrices, Moment, Overview, matrix_rows, overview, summarize
+from deltamem.profiles import Profile, ProfileStore, load_profile
 from deltamem_cli.terminal import heatmap, notice, out, pairs, table, write_json
 
+if TYPE_CHECKING:
+    from deltamem.profiles.history import History
 
-def run_inspect(name: str, layer: int | None, as_json: bool) -> None:
+_LATELY = 10
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What was asked for on the command line."""
+
+    profile: str
+    layer: int | None = None
+    head: int | None = None
+    diff: str | None = None
+    turns: bool = False
+    report: Path | None = None
+    plot: Path | None = None
+    json: bool = False
+
+
+def run_inspect(options: InspectOptions) -> None:
     """Show a profile on disk."""
-    from deltamem.inspection import matrix_rows, summarize
-    from deltamem.profiles import ProfileStore, load_profile
-
-    path = ProfileStore().existing(name)
-    profile = load_profile(path)
-    _check_layer(profile.state, layer)
-    if as_json:
-        rows = [s.to_dict() for s in summarize(profile.state, profile.before) if layer in (None, s.layer)]
-        value: dict[str, Any] = {"profile": name, "path": str(path), **profile.info.to_dict(), "heads": rows}
-        if layer is not None:
-            heads = profile.state.tensor.shape[2]
-            value["matrices"] = [matrix_rows(profile.state, layer, head) for head in range(heads)]
-        write_json(value)
+    if options.diff is not None:
+        run_diff(options.diff, options.profile, options.json)
         return
-    info = profile.info
-    pairs([("profile", path), ("backbone", info.backbone), ("adapter", info.adapter),
-           ("turns", info.turns), ("tokens written", info.tokens), ("updated", info.updated)])  # fmt: skip
+    path = ProfileStore().existing(options.profile)
+    profile = load_profile(path)
+    _check(profile, options.layer, options.head)
+    moments = _moments(path, profile)
+    if options.turns:
+        _show_turns(moments, options.json)
+        return
+    seen = _overview(path, profile)
+    if options.plot is not None or options.report is not None:
+        _draw(options, path, profile, seen, moments)
+        return
+    if options.json:
+        _write_json(options, path, profile, seen)
+        return
+    pairs(_lines(path, profile, seen))
     out.print()
-    show_summary(profile.state, profile.before, layer)
+    show_heads(profile.matrices, profile.matrices_before, profile.info.layers, options.layer, options.head)
 
 
-def show_summary(state: Any, before: Any, layer: int | None) -> None:
-    """The table of all layers, or one layer's figures and matrices."""
-    from deltamem.inspection import matrix_rows, summarize
+def run_diff(one: str, other: str, as_json: bool) -> None:
+    """How far apart two profiles are."""
+    from deltamem.profiles.versions import difference
 
-    _check_layer(state, layer)
-    heads = [s for s in summarize(state, before) if layer in (None, s.layer)]
+    whole, heads = difference(ProfileStore(), one, other)
+    if as_json:
+        write_json({"change": whole, "heads": [head.to_dict() for head in heads]})
+        return
+    table(
+        ("layer", "head", "norm", "apart"),
+        [(h.layer, h.head, f"{h.norm:.4f}", f"{100 * h.change:.1f} %") for h in heads],
+        right=("layer", "head", "norm", "apart"),
+    )
+    notice(f"{one} and {other} are {100 * whole:.1f} % apart, relative to {other}.")
+
+
+def show_heads(
+    matrices: Matrices, before: Matrices, layers: Sequence[int], layer: int | None = None, head: int | None = None
+) -> None:
+    """The table of all layers, or the figures and pictures of one.
+
+    Raises:
+        ProfileError: there is no such layer or head.
+    """
+    _check_numbers(layers, matrices.shape[1], layer, head)
+    heads = _chosen(summarize(matrices, before, layers), layer, head)
     peak = max((s.norm for s in heads), default=0.0) or 1.0
     rows = [
         (s.layer, s.head, f"{s.norm:.4f}", "█" * round(12 * s.norm / peak), f"{s.largest:+.4f}",
@@ -47,17 +93,152 @@ def show_summary(state: Any, before: Any, layer: int | None) -> None:
     table(columns, rows, right=("layer", "head", "norm", "largest", "eff. rank", "last turn"))
     if all(s.norm == 0 for s in heads):
         notice("The memory is empty.")
-    if layer is not None:
-        for head in range(state.tensor.shape[2]):
+    if layer is not None or head is not None:
+        for s in heads:
             out.print()
-            heatmap(matrix_rows(state, layer, head), f"layer {layer}, head {head}")
+            heatmap(matrix_rows(matrices, layers, s.layer, s.head), f"layer {s.layer}, head {s.head}")
 
 
-def _check_layer(state: Any, layer: int | None) -> None:
-    if layer is not None and layer not in state.layers:
-        raise ProfileError(f"there is no layer {layer}; this memory has {_ranges(state.layers)}")
+# The past
 
 
-def _ranges(layers: tuple[int, ...]) -> str:
-    whole = layers == tuple(range(layers[0], layers[-1] + 1)) if layers else False
-    return f"layers {layers[0]} to {layers[-1]}" if whole else f"layers {', '.join(map(str, layers))}"
+def _history(path: Path, profile: Profile) -> History:
+    from deltamem.profiles.history import History
+
+    return History(History.beside(path), profile)
+
+
+def _moments(path: Path, profile: Profile) -> list[Moment]:
+    history = _history(path, profile)
+    return [
+        Moment.of(
+            history.matrices(e.id), turns=e.turns, kind=e.kind, time=e.time, change=e.change, gates=e.gates
+        )
+        for e in history.line(profile.info.entry)
+    ]  # fmt: skip
+
+
+def _overview(path: Path, profile: Profile) -> Overview:
+    history = _history(path, profile)
+    line = history.line(profile.info.entry)
+    past, turns = None, 0
+    if len(line) > 1:
+        entry = line[-1 - min(_LATELY, len(line) - 1)]
+        past, turns = history.matrices(entry.id), profile.info.turns - entry.turns
+    return overview(profile.matrices, profile.matrices_before, profile.info.layers, past, turns)
+
+
+def _show_turns(moments: Sequence[Moment], as_json: bool) -> None:
+    if as_json:
+        write_json([m.to_dict() for m in moments])
+        return
+    if not moments:
+        notice("No history yet; it begins with the next turn.")
+        return
+    peak = max(m.norm for m in moments) or 1.0
+    rows = [
+        (m.turns, m.kind, m.time, f"{m.norm:.4f}", "█" * round(12 * m.norm / peak), f"{m.effective_rank:.2f}",
+         f"{100 * m.change:.1f} %", f"{sum(m.gates) / len(m.gates):.3f}" if m.gates else "-")
+        for m in moments
+    ]  # fmt: skip
+    columns = ("turn", "by", "when", "norm", "", "eff. rank", "changed", "gate")
+    table(columns, rows, right=("turn", "norm", "eff. rank", "changed", "gate"))
+
+
+# The summary
+
+
+def _lines(path: Path, profile: Profile, seen: Overview) -> list[tuple[str, str]]:
+    info = profile.info
+    lines = [("profile", str(path)), ("backbone", info.backbone), ("adapter", info.adapter)]
+    if seen.empty:
+        return [*lines, ("memory", "empty")]
+    lately = f", the last {seen.lately_turns} by {100 * seen.lately:.0f} %" if seen.lately_turns > 1 else ""
+    saturated = _saturated(seen, len(info.layers))
+    loud = f"layers {_ranges(seen.loud)} stand out (over five times the median norm)" if seen.loud else "none"
+    return [
+        *lines,
+        ("how full", f"{100 * seen.fullness:.0f} %: {seen.used:.1f} of {seen.rank} directions of a layer are in use"),
+        ("how fresh", f"{info.turns} turns, {info.tokens} tokens, last written {_ago(info.updated)}"),
+        ("what changed", f"the last turn changed it by {100 * seen.last_turn:.0f} %{lately}"),
+        ("saturated", saturated),
+        ("out of the ordinary", loud),
+    ]
+
+
+def _saturated(seen: Overview, layers: int) -> str:
+    if not seen.saturated:
+        return "no layer; every one has directions left"
+    which = "all layers" if len(seen.saturated) == layers else f"layers {_ranges(seen.saturated)}"
+    return f"{which}: what is new is written over what is old there"
+
+
+def _ago(when: str) -> str:
+    try:
+        then = datetime.strptime(when, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    except ValueError:
+        return when
+    seconds = (datetime.now(timezone.utc) - then).total_seconds()
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{when} ({seconds // size:.0f} {name} ago)"
+    return f"{when} (just now)" if seconds >= 0 else when
+
+
+def _write_json(options: InspectOptions, path: Path, profile: Profile, seen: Overview) -> None:
+    info, matrices = profile.info, profile.matrices
+    heads = _chosen(summarize(matrices, profile.matrices_before, info.layers), options.layer, options.head)
+    value: dict[str, Any] = {
+        "profile": options.profile,
+        "path": str(path),
+        **info.to_dict(),
+        "overview": seen.to_dict(),
+        "heads": [s.to_dict() for s in heads],
+    }
+    if options.layer is not None or options.head is not None:
+        value["matrices"] = [matrix_rows(matrices, info.layers, s.layer, s.head) for s in heads]
+    write_json(value)
+
+
+def _draw(options: InspectOptions, path: Path, profile: Profile, seen: Overview, moments: Sequence[Moment]) -> None:
+    info = profile.info
+    if options.plot is not None:
+        from deltamem.inspection.figures import save_plot
+
+        save_plot(options.plot, profile.matrices, info.layers)
+        notice(f"Drawn to {options.plot}")
+    if options.report is not None:
+        from deltamem.inspection.report import html_report
+
+        heads = summarize(profile.matrices, profile.matrices_before, info.layers)
+        page = html_report(
+            f"deltamem profile {path.stem}", _lines(path, profile, seen), profile.matrices, info.layers, heads, moments
+        )
+        try:
+            options.report.write_text(page, encoding="utf-8")
+        except OSError as error:
+            raise DataError(f"can't write {options.report}: {error.strerror or error}") from None
+        notice(f"Written to {options.report}")
+
+
+# Layers and heads
+
+
+def _chosen(heads: Sequence[HeadSummary], layer: int | None, head: int | None) -> list[HeadSummary]:
+    return [s for s in heads if layer in (None, s.layer) and head in (None, s.head)]
+
+
+def _check(profile: Profile, layer: int | None, head: int | None) -> None:
+    _check_numbers(profile.info.layers, profile.matrices.shape[1], layer, head)
+
+
+def _check_numbers(layers: Sequence[int], heads: int, layer: int | None, head: int | None) -> None:
+    if layer is not None and layer not in layers:
+        raise ProfileError(f"there is no layer {layer}; this memory has layers {_ranges(layers)}")
+    if head is not None and not 0 <= head < heads:
+        raise ProfileError(f"there is no head {head}; this memory has {heads} a layer, counted from 0")
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    whole = len(layers) > 2 and list(layers) == list(range(layers[0], layers[-1] + 1))
+    return f"{layers[0]} to {layers[-1]}" if whole else ", ".join(map(str, layers))

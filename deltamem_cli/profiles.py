@@ -172,20 +172,3 @@ def run_prune(name: str, keep: int) -> None:
     from deltamem.profiles.versions import prune
 
     notice(f"{prune(ProfileStore(), name, keep)} states of {name} were let go.")
-
-
-def run_diff(one: str, other: str, as_json: bool) -> None:
-    """How far apart two profiles are."""
-    from deltamem.profiles import ProfileStore
-    from deltamem.profiles.versions import difference
-
-    whole, heads = difference(ProfileStore(), one, other)
-    if as_json:
-        write_json({"change": whole, "heads": [head.to_dict() for head in heads]})
-        return
-    table(
-        ("layer", "head", "norm", "apart"),
-        [(h.layer, h.head, f"{h.norm:.4f}", f"{100 * h.change:.1f} %") for h in heads],
-        right=("layer", "head", "norm", "apart"),
-    )
-    notice(f"{one} and {other} are {100 * whole:.1f} % apart, relative to {other}.")

@@ -21,7 +21,7 @@ from deltamem.paths import data_dir, private_dir
 from deltamem.session import TurnFinished
 from deltamem_cli.chat import guard_memory, stopping
 from deltamem_cli.replies import show_reply
-from deltamem_cli.terminal import fail, notice, pairs, quiet_keys
+from deltamem_cli.terminal import fail, notice, pairs, quiet_keys, show_writes
 
 _MODES = ("on", "read", "off")
 
@@ -179,15 +179,18 @@ class Repl:
         ])  # fmt: skip
 
     def do_inspect(self, rest: str) -> None:
-        """Show what is in the memory, or one layer: /inspect LAYER"""
-        from deltamem_cli.inspect_state import show_summary
+        """Show what the last turn wrote and what is in the memory, or one layer: /inspect LAYER"""
+        from deltamem_cli.inspect_state import show_heads
 
         session = self.chat.session
         if session.state is None:
             raise DeltaMemError("there is no memory to inspect")
         if rest and not rest.isdigit():
             raise DeltaMemError("/inspect takes a layer number")
-        show_summary(session.state, session.state_before or session.state, int(rest) if rest else None)
+        if session.writes is not None and not rest:
+            show_writes(session.writes.tokens)
+        before = session.state_before or session.state
+        show_heads(session.state.matrices(), before.matrices(), session.state.layers, int(rest) if rest else None)
 
     def do_forget(self, _: str) -> None:
         """Go on with an empty memory; /undo or deltamem profiles rewind brings the old one back."""

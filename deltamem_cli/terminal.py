@@ -95,6 +95,20 @@ def heatmap(rows: Sequence[Sequence[float]], title: str) -> None:
     out.print(Text(f"  largest magnitude {peak:.4g}; rows are value indices, columns key indices", style="dim"))
 
 
+def show_writes(tokens: Sequence[tuple[str, float]]) -> None:
+    """What a turn wrote: its text, each token on a ground the redder the wider its write gate stood open."""
+    text = Text()
+    for piece, gate in tokens:
+        shade = [round(245 - (245 - c) * gate) for c in (200, 40, 40)]
+        ink = "white" if gate > 0.55 else "black"
+        text.append(clean(piece), style=f"{ink} on rgb({shade[0]},{shade[1]},{shade[2]})")
+    out.print(Text("written by the last turn (the redder, the wider the write gate)", style="bold"))
+    out.print(text)
+    widest = sorted(tokens, key=lambda token: -token[1])[:5]
+    out.print(Text("widest: " + ", ".join(f"{clean(t).strip()!r} {g:.2f}" for t, g in widest), style="dim"))
+    out.print()
+
+
 @contextmanager
 def quiet_keys() -> Iterator[None]:
     """Keys pressed while a reply is made are not echoed into it; they wait for the prompt. Ctrl-C still works."""

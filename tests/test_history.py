@@ -70,7 +70,7 @@ def test_a_crash_at_any_byte_loses_one_record_at_most(
     assert len(again.entries) == alive
     after = again.append(said(profile, 9.0))
     reread = History(file, profile)
-    assert len(reread.entries) == alive + 1 and (reread.state(after.info.entry).tensor == 9.0).all()
+    assert len(reread.entries) == alive + 1 and (reread.matrices(after.info.entry) == 9.0).all()
 
 
 def test_a_damaged_record_ends_the_history_before_it(tmp_path: Path) -> None:

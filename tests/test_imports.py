@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From what knows only tensors up to what knows the whole. A module may import what stands before it, or beside it.
 ORDER = [
-    {"errors", "paths"},
+    {"errors", "paths", "inspection"},
     {"config"},
     {"recurrence"},
     {"layer", "segments"},
@@ -20,7 +20,7 @@ ORDER = [
     {"runtime"},
     {"adapter"},
     {"memory"},
-    {"chat_format", "inspection", "benchmarking"},
+    {"chat_format", "benchmarking"},
     {"backbones"},
     {"session"},
     {"profiles"},

@@ -35,7 +35,7 @@ def make_profile(fill: float = 1.0, **info: Any) -> Profile:
         "layers": (0, 1),
     }
     state = MemoryState(torch.full((2, 1, 1, 8, 8), fill), (0, 1))
-    return Profile(ProfileInfo(**values | info), state, MemoryState(torch.zeros(2, 1, 1, 8, 8), (0, 1)))
+    return Profile.of(ProfileInfo(**values | info), state, MemoryState(torch.zeros(2, 1, 1, 8, 8), (0, 1)))
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The profile file: one `.safetensors` holding a state and saying what it belongs to. It holds no text of a chat.
 
 Tensors: ``state`` (layers, heads, r, r) float32 and ``state_before`` of the same shape, the state before the last
-turn. Metadata: the fields of `ProfileInfo`, as strings. The file loads with the safetensors library alone.
+turn. Metadata: the fields of `ProfileInfo`, as strings. The file loads with the safetensors library alone, and looking
+at one takes no torch: states become tensors only where they are asked for as such.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
+from safetensors.numpy import save
 
 from deltamem.errors import ProfileError, StateError
+from deltamem.inspection import Matrices
 from deltamem.paths import write_private
-from deltamem.state import MemoryState
+
+if TYPE_CHECKING:
+    from deltamem.state import MemoryState
+
 
 FORMAT = "deltamem-profile"
 VERSION = 1
@@ -69,24 +73,39 @@ class ProfileInfo:
         return asdict(self) | {"layers": list(self.layers)}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Profile:
     """A profile in memory.
 
     Attributes:
         info: what it says about itself.
-        state: the state, batch 1.
-        before: the state before the last turn.
+        matrices: the state.
+        matrices_before: the state before the last turn.
     """
 
     info: ProfileInfo
-    state: MemoryState
-    before: MemoryState
+    matrices: Matrices
+    matrices_before: Matrices
+
+    @classmethod
+    def of(cls, info: ProfileInfo, state: MemoryState, before: MemoryState) -> Profile:
+        """A profile from states of batch 1."""
+        return cls(info, state.matrices(), before.matrices())
+
+    @property
+    def state(self) -> MemoryState:
+        """The state, batch 1."""
+        return _as_state(self.matrices, self.info.layers)
+
+    @property
+    def before(self) -> MemoryState:
+        """The state before the last turn, batch 1."""
+        return _as_state(self.matrices_before, self.info.layers)
 
     def after_turn(self, state: MemoryState, before: MemoryState, tokens: int, turns: int = 1) -> Profile:
         """The profile a turn later."""
         info = replace(self.info, turns=self.info.turns + turns, tokens=self.info.tokens + tokens, updated=now())
-        return Profile(info, state, before)
+        return Profile.of(info, state, before)
 
     def check_fits(self, backbone: str, backbone_fingerprint: str, adapter: str, adapter_fingerprint: str) -> None:
         """Refuse a backbone or an adapter other than the profile's own.
@@ -107,6 +126,12 @@ class Profile:
             )
 
 
+def _as_state(matrices: Matrices, layers: tuple[int, ...]) -> MemoryState:
+    from deltamem.state import MemoryState
+
+    return MemoryState.of(matrices, layers)
+
+
 def save_profile(path: Path, profile: Profile) -> None:
     """Write a profile atomically and durably, 0600.
 
@@ -114,21 +139,16 @@ def save_profile(path: Path, profile: Profile) -> None:
         StateError: the state is not finite; nothing was written.
         ProfileError: the file can't be written.
     """
-    if not profile.state.is_finite():
+    if not np.isfinite(profile.matrices).all():
         raise StateError("the memory holds NaN or infinite numbers and was not saved")
     metadata = {"format": FORMAT, "version": str(VERSION)}
     for key, value in profile.info.to_dict().items():
         metadata[key] = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
-    tensors = {"state": _on_disk(profile.state), "state_before": _on_disk(profile.before)}
+    tensors = {"state": profile.matrices, "state_before": profile.matrices_before}
     try:
         write_private(path, save(tensors, metadata=metadata))
     except OSError as error:
         raise ProfileError(f"can't save {path}: {error.strerror or error}") from None
-
-
-def _on_disk(state: MemoryState) -> Tensor:
-    # A copy: safetensors refuses two tensors that share memory, as an empty profile's two states do.
-    return state.tensor[:, 0].detach().float().cpu().clone().contiguous()
 
 
 def load_profile(path: Path) -> Profile:
@@ -146,7 +166,7 @@ def load_profile(path: Path) -> Profile:
     if not path.is_file() or size > _LARGEST:
         raise ProfileError(f"{path} is no profile: not a file of a profile's size")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
             _check_header(path, metadata)
             info = _read_info(metadata)
@@ -161,10 +181,9 @@ def load_profile(path: Path) -> Profile:
         raise ProfileError(f"{path} is damaged or no profile; it was left as it is") from None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
         raise ProfileError(f"{path}: its description is incomplete or damaged; it was left as it is") from None
-    states = {name: MemoryState(t[:, None].clone(), info.layers) for name, t in tensors.items()}
-    if not all(s.is_finite() for s in states.values()):
+    if not all(np.isfinite(t).all() for t in tensors.values()):
         raise ProfileError(f"{path} holds NaN or infinite numbers; it was left as it is")
-    return Profile(info, states["state"], states["state_before"])
+    return Profile(info, tensors["state"], tensors["state_before"])
 
 
 def _check_header(path: Path, metadata: dict[str, str]) -> None:
@@ -198,6 +217,5 @@ def _shape(info: ProfileInfo) -> tuple[int, ...]:
 
 def empty_profile(info: ProfileInfo) -> Profile:
     """A profile with nothing in it yet."""
-    layers, *shape = _shape(info)
-    state = MemoryState(torch.zeros(layers, 1, *shape), info.layers)
-    return Profile(info, state, state)
+    nothing = np.zeros(_shape(info), np.float32)
+    return Profile(info, nothing, nothing)

@@ -9,6 +9,7 @@ profile leaves a record the profile does not know; it is a state that can be gon
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import zlib
@@ -17,12 +18,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 
 from deltamem.errors import ProfileError
+from deltamem.inspection import Matrices
 from deltamem.paths import write_private
 from deltamem.profiles.file import Profile, now
-from deltamem.state import MemoryState
 
 LIMIT = 200
 """States kept by default, those with a label not counted."""
@@ -45,6 +46,7 @@ class Entry:
         time: UTC.
         change: how much the state changed, relative to its norm.
         label: a name given to it.
+        gates: per adapted layer, the mean write gate of the turn; empty where it is not known.
     """
 
     id: int
@@ -55,10 +57,16 @@ class Entry:
     time: str
     change: float
     label: str = ""
+    gates: tuple[float, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return asdict(self)
+        return asdict(self) | {"gates": list(self.gates)}
+
+    @classmethod
+    def of(cls, about: dict[str, Any]) -> Entry:
+        """The other way round."""
+        return cls(**{**about, "gates": tuple(about.get("gates", ()))})
 
 
 class History:
@@ -75,8 +83,7 @@ class History:
 
     def __init__(self, path: Path, profile: Profile, limit: int = LIMIT) -> None:
         self.path, self._limit = path, limit
-        self._layers = profile.info.layers
-        self._shape = (len(profile.state.layers), *profile.state.tensor.shape[2:])
+        self._shape = profile.matrices.shape
         self._about = {"format": "deltamem-history", "version": 1, "adapter": profile.info.adapter_fingerprint}
         self.entries: dict[int, Entry] = {}
         self._places: dict[int, int] = {}
@@ -109,7 +116,7 @@ class History:
                 if entry is not None:
                     self.entries[entry.id] = replace(entry, label=str(about["label"]))
             elif length == self._bytes:
-                entry = Entry(**about)
+                entry = Entry.of(about)
                 self.entries[entry.id], self._places[entry.id] = entry, place
             self._end = place + length
         if first and data:
@@ -117,12 +124,9 @@ class History:
 
     @property
     def _bytes(self) -> int:
-        count = 1
-        for n in self._shape:
-            count *= n
-        return 4 * count
+        return 4 * math.prod(self._shape)
 
-    def state(self, number: int) -> MemoryState:
+    def matrices(self, number: int) -> Matrices:
         """The state of an entry.
 
         Raises:
@@ -135,11 +139,10 @@ class History:
             data = file.read(self._bytes)
         if len(data) != self._bytes:
             raise ProfileError(f"{self.path} was cut off")
-        tensor = torch.frombuffer(bytearray(data), dtype=torch.float32).view(self._shape)
-        state = MemoryState(tensor[:, None].clone(), self._layers)
-        if not state.is_finite():
+        matrices = np.frombuffer(data, dtype="<f4").astype(np.float32).reshape(self._shape)
+        if not np.isfinite(matrices).all():
             raise ProfileError(f"{self.path}: entry {number} holds NaN or infinite numbers")
-        return state
+        return matrices
 
     def line(self, head: int) -> list[Entry]:
         """The entries that led to one, the first first."""
@@ -171,7 +174,9 @@ class History:
 
     # Writing
 
-    def append(self, profile: Profile, kind: str = "turn", change: float = 0.0) -> Profile:
+    def append(
+        self, profile: Profile, kind: str = "turn", change: float = 0.0, gates: tuple[float, ...] = ()
+    ) -> Profile:
         """Keep a state, and return the profile that knows its number.
 
         Raises:
@@ -186,9 +191,9 @@ class History:
             tokens=profile.info.tokens,
             time=now(),
             change=change,
+            gates=gates,
         )
-        payload = profile.state.tensor[:, 0].detach().float().cpu().contiguous().numpy().tobytes()
-        place = self._write(entry.to_dict(), payload)
+        place = self._write(entry.to_dict(), profile.matrices.astype("<f4").tobytes())
         self.entries[entry.id], self._places[entry.id] = entry, place
         kept = replace(profile, info=replace(profile.info, entry=entry.id))
         if len(self._places) > 2 * self._limit:
@@ -244,10 +249,10 @@ class History:
             parent = entry.parent
             while parent is not None and parent not in known:
                 parent = self.entries[parent].parent if parent in self.entries else None
-            tensor = self.state(entry.id).tensor[:, 0].contiguous().numpy().tobytes()
-            record = _record(replace(entry, parent=parent).to_dict(), tensor)
+            payload = self.matrices(entry.id).astype("<f4").tobytes()
+            record = _record(replace(entry, parent=parent).to_dict(), payload)
             self.entries[entry.id] = replace(entry, parent=parent)
-            places[entry.id] = end + len(record) - len(tensor)
+            places[entry.id] = end + len(record) - len(payload)
             end += len(record)
             data.append(record)
         try:
@@ -261,11 +266,11 @@ class History:
 
 def at(profile: Profile, history: History, entry: Entry) -> Profile:
     """The profile as it was at an entry."""
-    state = history.state(entry.id)
+    matrices = history.matrices(entry.id)
     parent = entry.parent
-    before = history.state(parent) if parent is not None and parent in history.entries else state
+    before = history.matrices(parent) if parent is not None and parent in history.entries else matrices
     info = replace(profile.info, turns=entry.turns, tokens=entry.tokens, updated=now(), entry=entry.id)
-    return Profile(info, state, before)
+    return Profile(info, matrices, before)
 
 
 def _record(about: dict[str, Any], payload: bytes) -> bytes:

@@ -96,4 +96,4 @@ def difference(store: ProfileStore, one: str, other: str) -> tuple[float, list[H
         raise ProfileError(
             f"{one} was made with {a.info.adapter} and {other} with {b.info.adapter}; they can't be compared"
         )
-    return change_between(a.state, b.state), summarize(b.state, a.state)
+    return change_between(a.matrices, b.matrices), summarize(b.matrices, a.matrices, b.info.layers)

@@ -23,6 +23,7 @@ from deltamem.session.detokenize import Detokenizer
 from deltamem.session.events import Event, Ingested, TextChunk, TurnFinished
 from deltamem.session.sampling import Sampler, Sampling
 from deltamem.session.segmenter import Segmenter
+from deltamem.session.trace import TurnWrites, WriteTrace
 from deltamem.session.window import ContextWindow, chunks
 from deltamem.state import MemoryState
 
@@ -44,6 +45,7 @@ class ChatSession:
         mode: "on" reads and writes, "read" reads, "off" is the frozen backbone.
         state: what to begin with; None is an empty state.
         stops: further token ids that end a reply.
+        trace: keep the write gates of the last turn in `writes`.
 
     Raises:
         ValueError: the context is too small for the system prompt and a turn.
@@ -62,8 +64,11 @@ class ChatSession:
         mode: MemoryMode = "on",
         state: MemoryState | None = None,
         stops: frozenset[int] = frozenset(),
+        trace: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.memory = model, tokenizer, memory
+        self._trace = WriteTrace(memory if trace else None, tokenizer)
+        self.writes: TurnWrites | None = None
         self.stops = stops
         self.context = context
         self.form = ChatFormat.of(tokenizer, system, stops)
@@ -180,6 +185,7 @@ class ChatSession:
         if self.memory is not None and state is not None:
             self.memory.state = state
         self._stop = False
+        self._trace.begin()
         reply = _Reply(Detokenizer(self.tokenizer))
         try:
             yield from self._read(text, reply)
@@ -210,22 +216,29 @@ class ChatSession:
                 segments.begin()
             for piece in segments.split(part) if is_said else chunks(part, self._window.chunk):
                 reply.evicted |= self._window.make_room(len(piece) + self._reserve())
-                reply.logits = self._window.feed(piece, [is_said] * len(piece), self._mode_for)
+                reply.logits = self._feed(piece, is_said, segments, reply)
                 done += len(piece)
-                reply.written += len(piece) if is_said and self._mode == "on" else 0
-                if is_said:
-                    segments.fed(piece)
                 yield Ingested(done, total)
             if is_said:
-                segments.end()
+                with self._trace.watching():
+                    segments.end()
         reply.prompt_tokens = total
         reply.prompt_seconds = time.monotonic() - began
+
+    def _feed(self, ids: list[int], said: bool, segments: Segmenter, reply: _Reply) -> Tensor:
+        with self._trace.watching():
+            logits = self._window.feed(ids, [said] * len(ids), self._mode_for)
+            if said:
+                self._trace.fed(ids)
+                segments.fed(ids)
+        reply.written += len(ids) if said and self._mode == "on" else 0
+        return logits
 
     def _speak(self, reply: _Reply) -> Iterator[Event]:
         """Make the reply; every token of it is fed, and so written, once."""
         segments = self._segmenter()
         segments.begin()
-        limit = self.sampling.max_tokens or 512
+        limit = self.sampling.limit
         reply.stopped = "length"
         began = time.monotonic()
         try:
@@ -240,10 +253,8 @@ class ChatSession:
                     break
                 # Fed before it is shown: what a user has seen is in the state, wherever the reply is cut off.
                 reply.evicted |= self._window.make_room(1)
-                reply.logits = self._window.feed([token], [True], self._mode_for)
-                segments.fed([token])
+                reply.logits = self._feed([token], True, segments, reply)
                 reply.tokens += 1
-                reply.written += self._mode == "on"
                 if piece := reply.text.add(token):
                     yield TextChunk(piece)
             if piece := reply.text.finish():
@@ -253,7 +264,8 @@ class ChatSession:
             reply.text.finish()
             raise
         finally:
-            segments.end()
+            with self._trace.watching():
+                segments.end()
             reply.reply_seconds = time.monotonic() - began
 
     def _finish(self, reply: _Reply, turns: list[list[int]], state: MemoryState | None) -> TurnFinished:
@@ -263,8 +275,9 @@ class ChatSession:
             after = self.memory.state.clone()
             if not after.is_finite():
                 raise StateError("this turn left NaN or infinite numbers in the memory; it was undone")
-            change = change_between(state, after)
+            change = change_between(state.matrices(), after.matrices())
             self._state, self.state_before = after, state
+            self.writes = self._trace.finish()
         self._undo = (turns, state)
         reply.finished = True
         self.last = TurnFinished(
@@ -302,7 +315,7 @@ class ChatSession:
 
     def _reserve(self) -> int:
         """Room kept for a reply, so that one turn of ordinary length does not evict twice."""
-        return min(self.sampling.max_tokens or 512, self.context // 4)
+        return min(self.sampling.limit, self.context // 4)
 
 
 class _Reply:

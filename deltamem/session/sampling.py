@@ -16,6 +16,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+_LONGEST = 512
+"""Tokens of the longest reply where nobody says otherwise."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -53,6 +56,11 @@ class Sampling:
             if value is not None and not low <= value <= high:
                 raise ValueError(f"{name} must be between {low:g} and {high:g}, not {value}")
 
+    @property
+    def limit(self) -> int:
+        """Most tokens of a reply."""
+        return self.max_tokens or _LONGEST
+
     def resolved(self, generation_config: Any) -> Sampling:
         """The same with the model's defaults filled in."""
         given = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -61,7 +69,7 @@ class Sampling:
             own["temperature"] = 0.0
         elif own["temperature"] is None:
             own["temperature"] = 1.0
-        neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "max_tokens": 512}
+        neutral = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "max_tokens": _LONGEST}
         merged: dict[str, Any] = {
             name: value if value is not None else own.get(name) if own.get(name) is not None else neutral.get(name)
             for name, value in given.items()
