@@ -127,22 +127,35 @@ def profiles_prune(
     run_prune(name, keep)
 
 
-@profiles_app.command("export", epilog="Example: deltamem profiles export work work.safetensors")
-def profiles_export(
-    name: NameArgument, file: Annotated[Path, typer.Argument(help="File to write, ending in .safetensors.")]
+@profiles_app.command("merge", epilog="Example: deltamem profiles merge work trip --weight 0.3")
+def profiles_merge(
+    name: NameArgument,
+    other: Annotated[str, typer.Argument(help="Profile to take in; it stays.", autocompletion=complete_profiles)],
+    weight: Annotated[float, typer.Option("--weight", min=0, max=1, help="Share of the other one.")] = 0.5,
 ) -> None:
-    """Write a profile to a file of your choice."""
+    """Take another profile's memory in. What lay where the other one wrote is lost; the history keeps it."""
+    from deltamem_cli.profiles import run_merge
+
+    run_merge(name, other, weight)
+
+
+@profiles_app.command("export", epilog="Example: deltamem profiles export work work.deltamem")
+def profiles_export(
+    name: NameArgument,
+    file: Annotated[Path, typer.Argument(help="File to write: .deltamem with the history, .safetensors without.")],
+) -> None:
+    """Write a profile, its history and a card to one checksummed file."""
     from deltamem_cli.profiles import run_export
 
     run_export(name, file)
 
 
-@profiles_app.command("import", epilog="Example: deltamem profiles import work.safetensors --name office")
+@profiles_app.command("import", epilog="Example: deltamem profiles import work.deltamem --name office")
 def profiles_import(
-    file: Annotated[Path, typer.Argument(help="A profile file.")],
+    file: Annotated[Path, typer.Argument(help="A .deltamem or .safetensors file.")],
     name: Annotated[str | None, typer.Option("--name", help="Name to give it; default: the file's.")] = None,
 ) -> None:
-    """Take a profile file in under a name."""
+    """Take an exported profile in under a name, once it has been checked."""
     from deltamem_cli.profiles import run_import
 
     run_import(file, name)

@@ -93,24 +93,45 @@ def run_delete(name: str, yes: bool) -> None:
 
 
 def run_export(name: str, file: Path) -> None:
-    """Copy a profile to a file outside the folder."""
+    """Write a profile with its history to one file, or the profile alone to a .safetensors file."""
     from deltamem.profiles import ProfileStore
+    from deltamem.profiles.bundle import SUFFIX, export_bundle
 
-    if file.suffix != ".safetensors":
-        raise ProfileError(f"{file} does not end in .safetensors")
-    notice(f"Exported to {ProfileStore().copy(name, str(file))}")
+    if file.suffix == SUFFIX:
+        notice(f"Exported with its history to {export_bundle(ProfileStore(), name, file)}")
+    elif file.suffix == ".safetensors":
+        notice(f"Exported without its history to {ProfileStore().export(name, file)}")
+    else:
+        raise ProfileError(f"{file} must end in {SUFFIX} (with the history) or .safetensors (without)")
 
 
 def run_import(file: Path, name: str | None) -> None:
-    """Copy a profile file into the folder, once it has been checked."""
+    """Take a profile file or a bundle into the folder, once it has been checked."""
     from deltamem.profiles import ProfileStore
+    from deltamem.profiles.bundle import SUFFIX, import_bundle
 
     if not file.is_file():
         raise ProfileError(f"there is no file {file}")
-    if file.suffix != ".safetensors":
-        raise ProfileError(f"{file} does not end in .safetensors")
     target = name or file.stem
-    notice(f"Imported as {ProfileStore().copy(str(file), target)}")
+    if file.suffix == SUFFIX:
+        notice(f"Imported as {import_bundle(ProfileStore(), file, target)}")
+    elif file.suffix == ".safetensors":
+        notice(f"Imported as {ProfileStore().copy(str(file), target)}")
+    else:
+        raise ProfileError(f"{file} must end in {SUFFIX} or .safetensors")
+
+
+def run_merge(name: str, other: str, weight: float) -> None:
+    """Write another profile's memory over this one's."""
+    from deltamem.profiles import ProfileStore
+    from deltamem.profiles.versions import merge
+
+    entry, kept = merge(ProfileStore(), name, other, weight)
+    notice(
+        f"{other} was merged into {name}, which is at turn {entry.turns} now. By norm, {100 * kept:.0f} % of what "
+        f"{name} held was kept; benchmarks/merge.md says how many facts of each survive. "
+        f"deltamem profiles log {name} shows what to rewind to."
+    )
 
 
 def run_log(name: str, as_json: bool) -> None:

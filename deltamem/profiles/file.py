@@ -159,6 +159,8 @@ def load_profile(path: Path) -> Profile:
     """
     try:
         size = path.stat().st_size
+        if path.is_symlink():
+            raise ProfileError(f"{path} is a link, and only plain files are read; name what it points to instead")
     except FileNotFoundError:
         raise ProfileError(f"there is no profile {path}") from None
     except OSError as error:

@@ -99,6 +99,8 @@ class History:
     # Reading
 
     def _read(self) -> None:
+        if self.path.is_symlink():
+            raise ProfileError(f"{self.path} is a link, and only plain files are read")
         try:
             data = self.path.read_bytes()
         except OSError as error:
@@ -220,7 +222,7 @@ class History:
         data = b"" if self._end else _record(self._about, b"")
         data += _record(about, payload)
         try:
-            handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
             with os.fdopen(handle, "r+b") as file:
                 file.truncate(self._end)  # what a crash left half written
                 file.seek(self._end)

@@ -101,7 +101,7 @@ class ProfileStore:
 
     def copy(self, source: str, target: str) -> Path:
         """Copy a profile and its history byte for byte; an existing target is refused."""
-        origin, goal = self.existing(source), self._free(target)
+        origin, goal = self.existing(source), self.free(target)
         load_profile(origin)
         private_dir(goal.parent)
         past = History.beside(origin)
@@ -110,9 +110,21 @@ class ProfileStore:
         write_private(goal, origin.read_bytes())
         return goal
 
+    def export(self, name: str, file: Path) -> Path:
+        """Copy a profile without its history to a file; an existing one is refused."""
+        origin = self.existing(name)
+        load_profile(origin)
+        if file.exists():
+            raise ProfileError(f"{file} exists already; choose another name")
+        try:
+            write_private(file, origin.read_bytes())
+        except OSError as error:
+            raise ProfileError(f"can't write {file}: {error.strerror or error}") from None
+        return file
+
     def rename(self, source: str, target: str) -> Path:
         """Give a profile another name; an existing target is refused."""
-        origin, goal = self.existing(source), self._free(target)
+        origin, goal = self.existing(source), self.free(target)
         private_dir(goal.parent)
         with self.lock(source):
             past = History.beside(origin)
@@ -128,7 +140,12 @@ class ProfileStore:
             path.unlink()
             History.beside(path).unlink(missing_ok=True)
 
-    def _free(self, name: str) -> Path:
+    def free(self, name: str) -> Path:
+        """Where a new profile would be.
+
+        Raises:
+            ProfileError: there is one of that name already.
+        """
         path = self.path(name)
         if path.exists():
             raise ProfileError(f"there is a profile {name!r} already; delete it first or choose another name")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from deltamem.errors import ProfileError
 from deltamem.inspection import HeadSummary, change_between, summarize
-from deltamem.profiles.file import Profile, load_profile, save_profile
+from deltamem.profiles.file import Profile, load_profile, now, save_profile
 from deltamem.profiles.history import Entry, History, at
 from deltamem.profiles.store import ProfileStore
 
@@ -92,8 +96,63 @@ def difference(store: ProfileStore, one: str, other: str) -> tuple[float, list[H
         ProfileError: they belong to different adapters.
     """
     a, b = (load_profile(store.existing(name)) for name in (one, other))
-    if a.info.adapter_fingerprint != b.info.adapter_fingerprint:
-        raise ProfileError(
-            f"{one} was made with {a.info.adapter} and {other} with {b.info.adapter}; they can't be compared"
-        )
+    _check_same_adapter(one, a, other, b)
     return change_between(a.matrices, b.matrices), summarize(b.matrices, a.matrices, b.info.layers)
+
+
+def merge(store: ProfileStore, name: str, other: str, weight: float = 0.5) -> tuple[Entry, float]:
+    """Write another profile's state over one's own; the state before stays in the history.
+
+    The merged state is min(1, 2 (1 - w)) A (I - P) + min(1, 2 w) B, where P projects on the directions of keys that B
+    has written, matrix by matrix, in the measure in which it uses them: what A holds there would be read together with
+    what B holds, and B was told later. With w = 0 A is left as it is, with w = 1 B takes its place.
+
+    Args:
+        store: where the profiles are.
+        name: A, which is changed.
+        other: B, which is not.
+        weight: w, the share of B, 0 to 1.
+
+    Returns:
+        The new entry of A's history, and the share of A's norm that was kept.
+
+    Raises:
+        ProfileError: they belong to different adapters, or A is in use.
+    """
+    if not 0 <= weight <= 1:
+        raise ProfileError(f"a weight is between 0 and 1, not {weight:g}")
+    theirs = load_profile(store.existing(other))
+    with _held(store, name) as (path, profile, history):
+        _check_same_adapter(name, profile, other, theirs)
+        if profile.info.entry not in history.entries:
+            profile = history.append(profile, "begin")
+        a, b = profile.matrices.astype(np.float64), theirs.matrices.astype(np.float64)
+        kept = min(1.0, 2 * (1 - weight)) * (a - min(1.0, 2 * weight) * a @ _used(b))
+        merged = (kept + min(1.0, 2 * weight) * b).astype(np.float32)
+        info = replace(
+            profile.info,
+            turns=profile.info.turns + theirs.info.turns,
+            tokens=profile.info.tokens + theirs.info.tokens,
+            updated=now(),
+        )
+        after = history.append(
+            Profile(info, merged, profile.matrices), "merge", change_between(profile.matrices, merged)
+        )
+        save_profile(path, after)
+        norm = float(np.linalg.norm(a))
+        return history.entries[after.info.entry], float(np.linalg.norm(kept)) / norm if norm else 1.0
+
+
+def _used(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Projections (..., r, r) on the key directions that state matrices use, each by its share of the largest one."""
+    _, values, rows = np.linalg.svd(matrices)
+    largest = np.maximum(values[..., :1], 1e-30)
+    return np.swapaxes(rows, -1, -2) @ ((values / largest)[..., None] * rows)
+
+
+def _check_same_adapter(name: str, one: Profile, other: str, two: Profile) -> None:
+    if one.info.adapter_fingerprint != two.info.adapter_fingerprint:
+        raise ProfileError(
+            f"{name} was made with {one.info.adapter} and {other} with {two.info.adapter}; their numbers mean "
+            "different things"
+        )
