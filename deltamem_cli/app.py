@@ -139,6 +139,8 @@ def inspect_state(
     probe: Annotated[
         str | None, typer.Option("--probe", help="Show what the memory does to the answer; loads the backbone.")
     ] = None,
+    backbone: BackboneOption = None,
+    adapter: AdapterOption = None,
     device: DeviceOption = "auto",
     quantize: QuantizeOption = QuantizeChoice.auto,
     as_json: JsonOption = False,
@@ -147,7 +149,7 @@ def inspect_state(
     if probe is not None:
         from deltamem_cli.probe import run_probe
 
-        run_probe(profile, probe, device, quantize.value, as_json)
+        run_probe(profile, probe, backbone, adapter, device, quantize.value, as_json)
         return
     from deltamem_cli.inspect_state import InspectOptions, run_inspect
 

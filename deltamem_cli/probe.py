@@ -15,14 +15,18 @@ from deltamem_cli.terminal import notice, out, pairs, table, write_json
 _LAYERS = 8
 
 
-def run_probe(name: str, question: str, device: str, quantize: str, as_json: bool) -> None:
+def run_probe(
+    name: str, question: str, backbone_name: str | None, adapter: str | None, device: str, quantize: str, as_json: bool
+) -> None:
     """Ask with, without and with a shuffled memory."""
     if not question.strip():
         raise DeltaMemError("--probe takes a question")
     path = ProfileStore().existing(name)
     profile = load_profile(path)
-    backbone = open_backbone(profile.info.backbone, device, quantize)
-    adapter = adapter_for(backbone, None, path) or profile.info.adapter
+    backbone = open_backbone(backbone_name or profile.info.backbone, device, quantize)
+    adapter = adapter_for(backbone, adapter, path)
+    if adapter is None:
+        raise DeltaMemError(f"the profile was made with the adapter {profile.info.adapter}; name it with --adapter")
     memory = DeltaMemory.from_pretrained(backbone.model, adapter)
     fingerprint = adapter_fingerprint(memory.config, memory.adapter_tensors())
     profile.check_fits(backbone.name, backbone.fingerprint, adapter, fingerprint)

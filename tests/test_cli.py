@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from deltamem.profiles import ProfileInfo, save_profile
+from deltamem.profiles.file import empty_profile
+
 CLI = [sys.executable, "-m", "deltamem_cli"]
 
 
@@ -91,6 +94,14 @@ def test_profiles_are_moved_about(run: Runner, tmp_path: Path) -> None:
     assert show(run, str(file))["turns"] == show(run, "d")["turns"] == 1
     assert "needs --yes" in run.error("profiles", "delete", "d")
     assert "'a' already" in run.error("profiles", "import", str(file), "--name", "a")
+    bundle = tmp_path / "mail.deltamem"
+    run("profiles", "export", "a", str(bundle))
+    run("profiles", "import", str(bundle), "--name", "e")
+    kinds = [e["kind"] for e in json.loads(run("profiles", "log", "e", "--json").stdout)["entries"]]
+    assert kinds == ["begin", "turn"]
+    run("profiles", "merge", "e", "d", "--weight", "0.5")
+    assert show(run, "e")["turns"] == 2
+    assert "must end in" in run.error("profiles", "export", "a", str(tmp_path / "a.zip"))
 
 
 def test_inspect_state(run: Runner) -> None:
@@ -103,6 +114,64 @@ def test_inspect_state(run: Runner) -> None:
     text = run("inspect-state", "work", "--layer", "1").stdout
     assert "layer 1, head 0" in text and f"{matrix[0][0]:.3f}" in text
     assert "layers 0 to 2" in run.error("inspect-state", "work", "--layer", "9")
+
+
+def test_inspect_state_in_all_its_forms(run: Runner, tmp_path: Path) -> None:
+    assert "memory   " in run("inspect-state", str(empty_profile_file(tmp_path))).stdout
+    for text in ("hello", "there", "again"):
+        run.chat(text, "--profile", "work")
+    summary = run("inspect-state", "work").stdout
+    assert "how full" in summary and "3 turns" in summary and "the last 3 by 100 %" in summary
+    seen = json.loads(run("inspect-state", "work", "--json").stdout)["overview"]
+    assert 0 < seen["fullness"] <= 1 and seen["lately_turns"] == 3 and not seen["empty"]
+
+    moments = json.loads(run("inspect-state", "work", "--turns", "--json").stdout)
+    assert [m["turns"] for m in moments] == [0, 1, 2, 3] and moments[0]["norm"] == 0 < moments[1]["norm"]
+    assert all(len(m["gates"]) == 3 and all(0 < g < 1 for g in m["gates"]) for m in moments[1:])
+    assert run("inspect-state", "work", "--turns").stdout.count(" turn ") == 3
+
+    run.chat("hello", "--profile", "other")
+    apart = json.loads(run("inspect-state", "work", "--diff", "other", "--json").stdout)
+    assert apart["change"] > 0 and json.loads(run("profiles", "diff", "other", "work", "--json").stdout) == apart
+    assert json.loads(run("inspect-state", "work", "--head", "0", "--json").stdout)["heads"][2]["layer"] == 2
+    assert "no head 4" in run.error("inspect-state", "work", "--head", "4")
+
+    page, picture = tmp_path / "out.html", tmp_path / "out.png"
+    run("inspect-state", "work", "--report", str(page), "--plot", str(picture))
+    html = page.read_text(encoding="utf-8")
+    assert html.count("<svg") == 3 and "http://" not in html.replace("http://www.w3.org", "") and "<script" not in html
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "can't draw" in run.error("inspect-state", "work", "--plot", str(tmp_path / "out.nothing"))
+    assert "can't write" in run.error("inspect-state", "work", "--report", str(tmp_path / "no" / "out.html"))
+
+
+def test_probing_shows_what_the_memory_does(run: Runner) -> None:
+    run.chat("hello", "--profile", "work")
+    found = json.loads(run("inspect-state", "work", "--probe", "who am I?", *run.model, "--json").stdout)
+    assert set(found["replies"]) == {"with", "without", "shuffled"}
+    assert sorted(layer for layer, _ in found["layers"]) == [0, 1, 2]
+    assert max(kl for _, kl in found["divergence"]) > 0 and max(kl for _, kl in found["layers"]) > 0
+    assert all(0 <= p <= 1 and 0 <= q <= 1 for _, p, q in found["first"])
+    text = run("inspect-state", "work", "--probe", "who am I?", *run.model).stdout
+    assert "with a shuffled one" in text and "layer left out" in text
+    assert "takes a question" in run.error("inspect-state", "work", "--probe", " ", *run.model)
+
+
+def test_looking_at_a_profile_loads_no_torch(run: Runner) -> None:
+    run.chat("hello", "--profile", "work")
+    code = "import sys; from deltamem_cli.app import main\ntry: main()\nfinally: assert 'torch' not in sys.modules"
+    for words in (["inspect-state", "work"], ["profiles", "log", "work"], ["profiles", "show", "work"], ["profiles"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], env=run.environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def empty_profile_file(folder: Path) -> Path:
+    path = folder / "empty.safetensors"
+    info = ProfileInfo("b", "f" * 16, "adapter", "a" * 16, {"rank": 4, "num_state_heads": 1}, (0, 1))
+    save_profile(path, empty_profile(info))
+    return path
 
 
 def test_remember_reads_files_and_chats(run: Runner, tmp_path: Path) -> None:
