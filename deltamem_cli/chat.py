@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deltamem.errors import BackboneError, DeltaMemError
+from deltamem_cli.signals import leaving, stopping
 from deltamem_cli.terminal import is_terminal, notice, write, write_json
 
 
@@ -113,7 +113,7 @@ def open_chat(options: ChatOptions, interactive: bool) -> Iterator[Any]:
         )
     except ValueError as error:
         raise DeltaMemError(str(error)) from None
-    with chat:
+    with leaving(), chat:
         yield chat
 
 
@@ -130,21 +130,6 @@ def _answer(chat: Any, message: str, as_json: bool) -> None:
                     write_json({"prompt": message, **event.to_dict(), "profile": chat.profile_name})
                 else:
                     write("\n")
-
-
-@contextmanager
-def stopping(session: Any) -> Iterator[None]:
-    """Ctrl-C ends the reply at the next token; a second one ends the program."""
-
-    def interrupt(_signal: int, _frame: object) -> None:
-        session.stop()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def guard_memory(chat: Any, events: Iterator[Any]) -> Iterator[Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from deltamem.errors import DataError, DeltaMemError
+from deltamem_cli.signals import leaving
 from deltamem_cli.terminal import bars, notice, write_json
 
 _BLOCK = 4000
@@ -40,7 +41,8 @@ def run_remember(
     chosen = adapter_for(backbone, adapter, path)
     if chosen is None:
         raise DeltaMemError(f"{backbone.name} runs without an adapter, so there is no memory to read into")
-    with ProfileChat(backbone, chosen, profile, store=store, context=context_for(backbone, context)) as chat:
+    reading = ProfileChat(backbone, chosen, profile, store=store, context=context_for(backbone, context))
+    with leaving(), reading as chat:
         for file in files:
             tokens = remember_file(chat, file)
             if as_json:

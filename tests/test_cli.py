@@ -219,16 +219,17 @@ def test_without_an_adapter_the_chat_is_frozen_and_says_so(run: Runner) -> None:
     assert not (run.home / "profiles").exists()
 
 
-def test_interrupting_keeps_what_was_said(run: Runner) -> None:
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 0), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_interrupting_keeps_what_was_said(run: Runner, sent: str, code: int) -> None:
     words = ["chat", "hi", "--profile", "work", "--max-tokens", "3000", *run.model]
     process = subprocess.Popen(
-        [*CLI, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=run.environment
+        [*CLI, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=run.environment
     )
     assert process.stdout is not None
     assert process.stdout.read(1)  # the reply has begun
-    process.send_signal(signal.SIGINT)
-    rest, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and len(rest) < 3000
+    process.send_signal(getattr(signal, sent))
+    rest, errors = process.communicate(timeout=120)
+    assert process.returncode == code and len(rest) < 3000 and b"Traceback" not in errors
     info = show(run, "work")
     assert info["turns"] == 1 and 2 < info["tokens"] < 2000
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pexpect
 import pytest
+
+from deltamem.profiles import load_profile
 
 READY = "\x1b[?2004h"  # bracketed paste goes on when the prompt takes input
 
@@ -91,3 +95,36 @@ def test_typing_shows_where_things_are(repl: pexpect.spawn) -> None:
     send(repl, "/profile", "tokens written")
     repl.sendcontrol("d")
     repl.expect(pexpect.EOF)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_chat_told_to_end_at_the_prompt_leaves_cleanly(repl: pexpect.spawn, number: int, code: int) -> None:
+    send(repl, "hello there", "cut at 6 tokens")
+    send(repl, "/inspect", "written by the last turn")
+    repl.kill(number)
+    repl.expect(pexpect.EOF)
+    repl.wait()
+    assert "Traceback" not in str(repl.before) and (repl.exitstatus, repl.signalstatus) == (code, None)
+
+
+def test_a_terminal_that_is_closed_during_a_reply_leaves_the_turn_saved(repl: pexpect.spawn, tmp_path: Path) -> None:
+    send(repl, "hello there", "cut at 6 tokens")
+    repl.send("/exit\r")
+    repl.expect(pexpect.EOF)
+    environment = {**os.environ, "DELTAMEM_HOME": str(tmp_path / "home"), "TERM": "xterm-256color"}
+    words = ["3000" if word == b"6" else word.decode() for word in repl.args[1:]]
+    child = pexpect.spawn(sys.executable, words, env=environment, encoding="utf-8", timeout=120)
+    child.expect("1 turns remembered")
+    child.expect_exact(READY)
+    child.send("again\r")
+    child.expect("\n.*\n")
+    time.sleep(1)  # into the reply
+    os.close(child.child_fd)  # the terminal is gone: the kernel sends SIGHUP
+    child.closed = True
+    deadline = time.monotonic() + 60
+    path = tmp_path / "home" / "profiles" / "work.safetensors"
+    while load_profile(path).info.turns < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert load_profile(path).info.turns == 2
+    _, status = os.waitpid(child.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 129

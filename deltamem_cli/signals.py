@@ -1,0 +1,66 @@
+"""What signals do to a chat: Ctrl-C ends a reply; a request to end the program waits for the turn to be saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, NoReturn
+
+_ENDING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+
+@contextmanager
+def leaving() -> Iterator[None]:
+    """Outside turns, SIGTERM and a closed terminal (SIGHUP) end the program the way /exit does."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        _exit_for(number)
+
+    before = [(number, signal.signal(number, leave)) for number in _ENDING]
+    try:
+        yield
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopping(session: Any) -> Iterator[None]:
+    """During a turn: Ctrl-C ends the reply at the next token, and a second one the program. SIGTERM and SIGHUP end the
+    reply too, and the program once what was said so far is saved.
+    """
+    asked: list[int] = []
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        session.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        session.stop()
+
+    before = [(signal.SIGINT, signal.signal(signal.SIGINT, interrupt))]
+    before += [(number, signal.signal(number, leave)) for number in _ENDING]
+    try:
+        yield
+    except OSError:
+        if not asked:
+            raise  # with the terminal gone there is nowhere to show the rest; it is saved all the same
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
+    if asked:
+        _exit_for(asked[0])
+
+
+def _exit_for(number: int) -> NoReturn:
+    if number == getattr(signal, "SIGHUP", None):
+        # Nothing that is printed on the way out can reach anybody, and failing to print must not look like a crash.
+        null = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(null, stream.fileno())
+    raise SystemExit(128 + number)
