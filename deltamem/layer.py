@@ -168,7 +168,7 @@ class DeltaLayer(nn.Module):
         """
         q, k, v, gates = self.signals(x)
         if written is not None:
-            gates = mask_gates(gates, written, self.config.rank)
+            gates = mask_gates(gates, written)
         if trace is not None:
             trace(gates.write)
         reads, state = delta_rule(q, k, v, gates, state, valid)

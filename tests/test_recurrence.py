@@ -111,12 +111,22 @@ def test_a_masked_token_reads_zero_and_writes_nothing() -> None:
     torch.testing.assert_close(reads[:, [0, 2, 3]], expected_reads)
 
 
-def test_per_head_gates_act_on_all_rows() -> None:
-    leaves, _ = problem(70, "standard", torch.float64)
-    q, k, v, beta, _, state = leaves
-    narrow, wide = (gates_from(b, b, "standard") for b in (beta[..., :1], beta[..., :1].expand_as(beta)))
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_gates_that_all_rows_share_act_on_all_rows(length: int, mode: str) -> None:
+    leaves, mask = problem(length, mode, torch.float64)
+    q, k, v, beta, lam, state = leaves
+    expected = run(
+        delta_rule_naive,
+        [q, k, v, beta[..., :1].expand_as(beta), lam[..., :1].expand_as(lam), state],
+        mode,
+        mask,
+    )
+    slopes = gradients(expected, leaves)
     for rule in (delta_rule_naive, delta_rule_chunked):
-        torch.testing.assert_close(rule(q, k, v, narrow, state), rule(q, k, v, wide, state))
+        actual = run(rule, [q, k, v, beta[..., :1], lam[..., :1], state], mode, mask)
+        assert worst(actual, expected) < 1e-10
+        assert worst(gradients(actual, leaves), slopes) < 1e-10
 
 
 def test_strong_forgetting_does_not_cancel_in_float32() -> None:

@@ -1,7 +1,7 @@
 """The recurrence in chunks: matrix products within a chunk, a loop only over chunks.
 
-Row i of the state never mixes with another row, so each row is a gated delta rule with scalar gates. Within a
-chunk of C tokens with entry state S_0 and, for one row, decay(t, j) = prod_{j < i < t} keep_i:
+Row i of the state never mixes with another row, so each row is a gated delta rule with scalar gates. Where all rows
+share their gates they share all factors as well, and one solve does for them. Within a chunk of C tokens with entry state S_0 and, for one row, decay(t, j) = prod_{j < i < t} keep_i:
 
     w_t = write_t v_t - erase_t (decay(t, 0) S_0 k_t + sum_{j<t} decay(t, j) (k_j . k_t) w_j)
     o_t = decay(t, 0) S_0 q_t + sum_{j<t} decay(t, j) (k_j . q_t) w_j
@@ -32,7 +32,7 @@ def delta_rule_chunked(
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """Read and write a sequence chunk by chunk. Shapes as in the package docstring."""
-    full = mask_gates(gates, valid, q.shape[-1])
+    full = mask_gates(gates, valid)
     reads = []
     for start in range(0, q.shape[1], chunk):
         part = slice(start, start + chunk)
@@ -45,22 +45,31 @@ def delta_rule_chunked(
 
 def _one_chunk(q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor) -> tuple[Tensor, Tensor]:
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, C, r)
-    keep, erase, write = (g.permute(0, 2, 3, 1) for g in gates)  # (B, H, r, C)
-    decay = _decays(keep)  # (B, H, r, C + 1, C + 1)
+    keep, erase, write = (g.permute(0, 2, 3, 1) for g in gates)  # (B, H, g, C), g being r or 1
+    decay = _decays(keep)  # (B, H, g, C + 1, C + 1)
     inner = decay[..., :-1, 1:]  # from the write of token j to the read of token t; zero unless j < t
-    entry = decay[..., :-1, 0]  # from the entry state to token t, (B, H, r, C)
+    entry = decay[..., :-1, 0]  # from the entry state to token t, (B, H, g, C)
 
     key_key = (k @ k.transpose(-1, -2))[:, :, None]  # (B, H, 1, C, C), [t, j]
     query_key = (q @ k.transpose(-1, -2))[:, :, None]
     held = entry * (state @ k.transpose(-1, -2))  # (B, H, r, C)
     target = write * v.transpose(-1, -2) - erase * held
-    w = torch.linalg.solve_triangular(
-        erase[..., None] * inner * key_key, target[..., None], upper=False, unitriangular=True
-    ).squeeze(-1)  # (B, H, r, C); the unit diagonal is implied, the stored one is zero
+    factors = erase[..., None] * inner * key_key  # (B, H, g, C, C); the unit diagonal is implied, the stored one zero
+    if factors.shape[2] == 1:
+        w = _solve(factors[:, :, 0], target.transpose(-1, -2)).transpose(-1, -2)
+        written = ((inner * query_key)[:, :, 0] @ w.transpose(-1, -2)).transpose(-1, -2)
+    else:
+        w = _solve(factors, target[..., None]).squeeze(-1)
+        written = ((inner * query_key) @ w[..., None]).squeeze(-1)  # (B, H, r, C)
 
-    out = entry * (state @ q.transpose(-1, -2)) + ((inner * query_key) @ w[..., None]).squeeze(-1)
+    out = entry * (state @ q.transpose(-1, -2)) + written
     after = decay[..., -1, 0, None] * state + (decay[..., -1, 1:] * w) @ k
     return out.permute(0, 3, 1, 2), after
+
+
+def _solve(factors: Tensor, target: Tensor) -> Tensor:
+    solved: Tensor = torch.linalg.solve_triangular(factors, target, upper=False, unitriangular=True)
+    return solved
 
 
 def _decays(keep: Tensor) -> Tensor:

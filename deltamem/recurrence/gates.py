@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Gates(NamedTuple):
-    """keep, erase and write, each (B, T, H, r), broadcastable over r."""
+    """keep, erase and write, each (B, T, H, r), or (B, T, H, 1) where all rows of a state share one."""
 
     keep: Tensor
     erase: Tensor
@@ -34,12 +34,12 @@ def gates_from(beta: Tensor, lam: Tensor, mode: str) -> Gates:
     raise ValueError(f"unknown state_update_mode {mode!r}")
 
 
-def mask_gates(gates: Gates, written: Tensor | None, rank: int) -> Gates:
-    """Gates spread over r rows, with those of tokens not written set so that the state passes through unchanged."""
-    keep, erase, write = (g.expand(*g.shape[:-1], rank) for g in gates)
+def mask_gates(gates: Gates, written: Tensor | None) -> Gates:
+    """Gates with those of tokens not written (B, T) set so that the state passes through unchanged."""
     if written is None:
-        return Gates(keep, erase, write)
+        return gates
     here = written[:, :, None, None]
+    keep, erase, write = gates
     return Gates(keep.masked_fill(~here, 1.0), erase.masked_fill(~here, 0.0), write.masked_fill(~here, 0.0))
 
 

@@ -12,7 +12,7 @@ def delta_rule_naive(
     q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor, valid: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Read and write one token after another. Shapes as in the package docstring."""
-    keep, erase, write = mask_gates(gates, valid, q.shape[-1])
+    keep, erase, write = mask_gates(gates, valid)
     reads = []
     for t in range(q.shape[1]):
         q_t, k_t, v_t = q[:, t], k[:, t], v[:, t]  # (B, H, r)

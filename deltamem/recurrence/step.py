@@ -17,7 +17,7 @@ def delta_rule_step(
     """
     if q.shape[1] != 1:
         raise ValueError(f"the single step takes one token, not {q.shape[1]}")
-    keep, erase, write = (g[:, 0] for g in mask_gates(gates, valid, q.shape[-1]))
+    keep, erase, write = (g[:, 0] for g in mask_gates(gates, valid))
     read = (state @ q[:, 0, :, :, None]).squeeze(-1)  # (B, H, r)
     held = (state @ k[:, 0, :, :, None]).squeeze(-1)  # (B, H, r)
     gain = write * v[:, 0] - erase * held
