@@ -174,6 +174,10 @@ class DeltaLayer(nn.Module):
         reads, state = delta_rule(q, k, v, gates, state, valid)
         return reads.flatten(-2), state
 
+    def write(self, signals: Signals, state: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Token-state write of signals that are worked out already: the new state."""
+        return delta_rule(*signals, state, valid)[1]
+
     def write_means(
         self,
         means: Tensor,
@@ -185,7 +189,7 @@ class DeltaLayer(nn.Module):
         signals = self.signals(means)
         if trace is not None:
             trace(signals.gates.write)
-        return delta_rule(*signals, state, valid)[1]
+        return self.write(signals, state, valid)
 
     # Corrections
 

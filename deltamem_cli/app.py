@@ -174,10 +174,15 @@ def train_adapter(
     start: Annotated[Path | None, typer.Option("--from", help="Begin with this adapter.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --output.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
+    cached_steps: Annotated[
+        int | None, typer.Option(min=0, help="So many of them, the first, on hidden states worked out once.")
+    ] = None,
+    bank: Annotated[int | None, typer.Option(min=8, help="Turns with facts those draw from.")] = None,
+    cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Cut a step into this many parts.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of AdamW.")] = None,
-    fitted_rate: Annotated[float | None, typer.Option(help="That of what is fitted first, relative.")] = None,
+    fitted_rate: Annotated[float | None, typer.Option(help="That of keys and queries, relative.")] = None,
     warmup: Annotated[int | None, typer.Option(min=1, help="Steps of linear warm-up.")] = None,
     decay: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the steps with cosine decay.")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None,
@@ -200,6 +205,12 @@ def train_adapter(
     write: Annotated[str | None, typer.Option(help="token (TSW, MSW), message_mean or sentence_mean (SSW).")] = None,
     update: Annotated[str | None, typer.Option(help="standard, lambda_outside or no_lambda.")] = None,
     correct: Annotated[str | None, typer.Option(help="Which of q, k, v, o are corrected, e.g. qo.")] = None,
+    row_gates: Annotated[
+        bool | None, typer.Option("--row-gates/--head-gates", help="A write gate a row of the state, or one a head.")
+    ] = None,
+    read_gate: Annotated[
+        bool | None, typer.Option("--read-gate/--no-read-gate", help="Let tokens that ask for nothing read nothing.")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Which layers, e.g. 0,5,10-20. Default: all.")] = None,
     warm_start: Annotated[
         bool | None,
@@ -227,10 +238,15 @@ def train_adapter(
         "memory_write_granularity": write,
         "state_update_mode": update,
         "delta_heads": None if correct is None else tuple(correct),
+        "rankwise_gates": row_gates,
+        "read_gate": read_gate,
         "target_layers": None if layers is None else layer_numbers(layers),
     }
     recipe = {
         "steps": steps,
+        "cached_steps": cached_steps,
+        "bank": bank,
+        "cached_facts": cached_facts,
         "batch": batch,
         "accumulate": accumulate,
         "learning_rate": learning_rate,

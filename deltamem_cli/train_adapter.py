@@ -91,6 +91,11 @@ def chosen_preset(options: TrainOptions) -> Any:
         raise DataError(f"there is no preset {options.preset!r}; there are {', '.join(PRESETS)}")
     preset = PRESETS[options.preset]
     recipe = dict(options.recipe)
+    config = replace(preset.config, **options.config)
+    if "cached_steps" not in recipe:
+        # The preset's share of however many steps there are; only token writes can be cached.
+        share = 0.0 if config.writes_segments else preset.recipe.cached_steps / preset.recipe.steps
+        recipe["cached_steps"] = round(share * recipe.get("steps", preset.recipe.steps))
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")
     if "batch" in recipe and "questions" not in recipe:
@@ -99,7 +104,7 @@ def chosen_preset(options: TrainOptions) -> Any:
         raise DataError("weights of the objective can't be below 0")
     return replace(
         preset,
-        config=replace(preset.config, **options.config),
+        config=config,
         recipe=replace(preset.recipe, **recipe),
         warm_start=preset.warm_start if options.warm_start is None else options.warm_start,
     )

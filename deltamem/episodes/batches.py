@@ -160,6 +160,12 @@ def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int],
     return tokens, expected, marks, firsts
 
 
+def expected_tokens(form: ChatFormat, question: Question) -> tuple[list[int], list[int]]:
+    """Tokens of the expected answer and of its end, and 1 at those that are the value, 0 elsewhere."""
+    tokens, marks = _answer(form, question, 1)
+    return [*tokens, form.following[0]], [*marks, 0]
+
+
 def _answer(form: ChatFormat, question: Question, number: int) -> tuple[list[int], list[int]]:
     """Tokens of the expected answer, the question's number at those that are the value, 0 elsewhere."""
     tokens = form.text(question.answer)

@@ -97,19 +97,25 @@ class Passes:
         else:
             self.memory.state = state.select(batch.rows.tolist())
             mode = self.memory.reading()
-        present = (batch.targets != -100).to(self.device)
-        # The output layer is the largest product by far: give it the positions that count and no others.
-        head = self.model.get_output_embeddings()
-        hook = head.register_forward_pre_hook(lambda _, args: (args[0][present],))
-        with mode, _removing(hook):
-            logits: Tensor = self.model(
+        with mode:
+            return self.logits_at(
+                batch.targets != -100,
                 input_ids=batch.ids.to(self.device),
                 attention_mask=self._mask(valid),
                 position_ids=self._positions(valid),
                 past_key_values=self.opening_cache(count),
-                use_cache=True,
                 logits_to_keep=kept,
-            ).logits
+            )
+
+    def logits_at(self, present: Tensor, **inputs: Any) -> Tensor:
+        """Run the backbone, and give logits (M, vocabulary) for the positions that are present (N, K), row by row.
+
+        The output layer is the largest product by far, so it gets these positions and no others.
+        """
+        present = present.to(self.device)
+        head = self.model.get_output_embeddings()
+        with _removing(head.register_forward_pre_hook(lambda _, args: (args[0][present],))):
+            logits: Tensor = self.model(use_cache=True, **inputs).logits
         return logits
 
     @torch.no_grad()

@@ -283,6 +283,10 @@ class SyntheticPeople:
 
     # What is asked
 
+    def question(self, rng: random.Random, relation: Relation) -> str:
+        """One way to ask the user's own fact of a relation, of the training split."""
+        return self._question(rng, Fact(relation, ""), "train")
+
     def _question(self, rng: random.Random, fact: Fact, split: Split) -> str:
         question = _phrase(rng, fact, fact.relation.questions, split)
         if split == "heldout":

@@ -147,7 +147,8 @@ def _used(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     """Projections (..., r, r) on the key directions that state matrices use, each by its share of the largest one."""
     _, values, rows = np.linalg.svd(matrices)
     largest = np.maximum(values[..., :1], 1e-30)
-    return np.swapaxes(rows, -1, -2) @ ((values / largest)[..., None] * rows)
+    used: NDArray[np.float64] = np.swapaxes(rows, -1, -2) @ ((values / largest)[..., None] * rows)
+    return used
 
 
 def _check_same_adapter(name: str, one: Profile, other: str, two: Profile) -> None:

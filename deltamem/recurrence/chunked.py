@@ -1,7 +1,8 @@
 """The recurrence in chunks: matrix products within a chunk, a loop only over chunks.
 
 Row i of the state never mixes with another row, so each row is a gated delta rule with scalar gates. Where all rows
-share their gates they share all factors as well, and one solve does for them. Within a chunk of C tokens with entry state S_0 and, for one row, decay(t, j) = prod_{j < i < t} keep_i:
+share their gates they share all factors as well, and one solve does for them. Within a chunk of C tokens with entry
+state S_0 and, for one row, decay(t, j) = prod_{j < i < t} keep_i:
 
     w_t = write_t v_t - erase_t (decay(t, 0) S_0 k_t + sum_{j<t} decay(t, j) (k_j . k_t) w_j)
     o_t = decay(t, 0) S_0 q_t + sum_{j<t} decay(t, j) (k_j . q_t) w_j

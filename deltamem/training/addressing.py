@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _SCALE = 5.0
+_TOGETHER = 30.0
+"""Likewise for the mean over layers, whose cosines lie closer together."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class AddressingLoss:
     """Its parts, each a mean.
 
     Attributes:
-        contrast: cross-entropy of a query finding its key among all told tokens.
+        contrast: cross-entropy of a query finding its key among all told tokens, layer by layer.
+        together: the same with the cosines of all layers averaged: all of them are read.
+        signal: one minus the cosine of a query with its keys.
         overlap: squared cosine between keys of different classes.
         quiet: squared cosine between keys and the queries of tokens that ask for nothing.
         gates: binary cross-entropy of beta.
@@ -73,6 +77,8 @@ class AddressingLoss:
     """
 
     contrast: Tensor
+    together: Tensor
+    signal: Tensor
     overlap: Tensor
     quiet: Tensor
     gates: Tensor
@@ -81,7 +87,8 @@ class AddressingLoss:
 
     def total(self, spread: float = 2.0) -> Tensor:
         """The weighted sum."""
-        return self.contrast + spread * self.overlap + 2 * self.quiet + self.gates
+        told = self.contrast + self.together + 2 * self.signal
+        return told + spread * self.overlap + 2 * self.quiet + self.gates
 
 
 def addressing_loss(
@@ -103,6 +110,8 @@ def addressing_loss(
     known = right.any(1)
     wanted = against.masked_fill(~right, -torch.inf)[:, known].logsumexp(-1)
     contrast = (against[:, known].logsumexp(-1) - wanted).mean()
+    joint = match.mean(0)[known] * _TOGETHER
+    together = joint.logsumexp(-1) - joint.masked_fill(~right[known], -torch.inf).logsumexp(-1)
     crossing = torch.einsum("lahr,lbhr->lhab", keys, keys).square()
     crossing = crossing[:, :, places.told_class[:, None] != places.told_class[None]]
     quiet = torch.einsum("lqhr,lkhr->lhqk", idle, keys).square().mean()
@@ -113,7 +122,8 @@ def addressing_loss(
         best = against[:, known].argmax(-1)
         found = right[known].expand(len(best), -1, -1).gather(-1, best[..., None]).float().mean((1, 2))
         overlaps = crossing.flatten(1).mean(-1)
-    return AddressingLoss(contrast, crossing.mean(), quiet, gates, found, overlaps)
+    signal = 1 - match[:, right].mean()
+    return AddressingLoss(contrast, together.mean(), signal, crossing.mean(), quiet, gates, found, overlaps)
 
 
 def classes(names: Sequence[Hashable], numbers: dict[Hashable, int]) -> Tensor:

@@ -50,8 +50,8 @@ def fit_memory(
     passes: Passes,
     people: SyntheticPeople,
     seed: int = 0,
-    episodes: int = 480,
-    steps: int = 800,
+    episodes: int = 1600,
+    steps: int = 600,
     spread: float = 2.0,
     report: Report | None = None,
 ) -> Fit:

@@ -20,8 +20,8 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "deltamem": Preset(
-        DeltaMemConfig(delta_heads=("q", "o"), state_update_mode="no_lambda", output_init="base_slice"),
-        Recipe(),
+        DeltaMemConfig(delta_heads=("o",), state_update_mode="no_lambda", rankwise_gates=False, read_gate=True),
+        Recipe(cached_steps=1200),
         warm_start=True,
         curriculum=True,
     ),
@@ -34,6 +34,9 @@ PRESETS: dict[str, Preset] = {
             questions=32,
             learning_rate=2e-4,
             fitted_rate=1.0,
+            value_rate=1.0,
+            gate_rate=1.0,
+            output_rate=1.0,
             betas=(0.9, 0.999),
             warmup=7,
             decay=1.0,

@@ -20,8 +20,11 @@ class Recipe:
         window: longest history, in tokens, that is written with itself in the context; the state carries the rest.
         truncate: how many of its last windows the gradient goes back through.
         learning_rate: peak of AdamW.
-        fitted_rate: learning rate of W_q, W_k, W_v and the gates, relative to that of the corrections. They begin
-            fitted, and Adam's steps do not get smaller where there is little to learn.
+        fitted_rate: learning rate of W_q and W_k, relative to `learning_rate`. They begin fitted, and Adam's steps do
+            not get smaller where there is little to learn.
+        value_rate: that of W_v. This and the next two differ as the sizes of the numbers do.
+        gate_rate: that of the write gates.
+        output_rate: that of the corrections.
         betas: of AdamW.
         warmup: steps of linear warm-up.
         decay: share of the steps, at the end, over which a cosine takes the rate to zero.
@@ -30,6 +33,12 @@ class Recipe:
         rest_weight: weight of the answer's other tokens.
         addressing_weight: weight of the addressing loss (`training/addressing.py`), 0 leaves it out.
         spread: weight, within it, of the overlap between keys of different facts.
+        cached_steps: how many of the steps, the first ones, are on hidden states of the frozen backbone that are worked
+            out once (`training/cached`).
+        bank: turns with facts that those draw from.
+        cached_questions: questions per cached step.
+        cached_facts: most facts in a history of one.
+        cached_talk: most turns of small talk in one.
         ordinary: ordinary questions per step on which memory is to change nothing.
         ordinary_weight: weight of the KL to the frozen backbone there.
         distill_weight: weight of the KL to the frozen backbone that has the whole history in its context.
@@ -55,6 +64,9 @@ class Recipe:
     truncate: int = 4
     learning_rate: float = 2e-3
     fitted_rate: float = 0.1
+    value_rate: float = 2.5
+    gate_rate: float = 5.0
+    output_rate: float = 3.0
     betas: tuple[float, float] = (0.9, 0.95)
     warmup: int = 30
     decay: float = 0.4
@@ -63,6 +75,11 @@ class Recipe:
     rest_weight: float = 0.3
     addressing_weight: float = 1.0
     spread: float = 2.0
+    cached_steps: int = 0
+    bank: int = 12000
+    cached_questions: int = 64
+    cached_facts: int = 8
+    cached_talk: int = 8
     ordinary: int = 4
     ordinary_weight: float = 1.0
     distill_weight: float = 0.0
@@ -77,6 +94,16 @@ class Recipe:
     eval_questions: int = 32
     patience: int = 0
     save_every: int = 50
+
+    def scale(self, name: str) -> float:
+        """Learning rate of a tensor of the adapter, relative to `learning_rate`."""
+        if name in ("memory_q_proj", "memory_k_proj"):
+            return self.fitted_rate
+        if name == "memory_v_proj":
+            return self.value_rate
+        if name.startswith(("beta", "lambda")):
+            return self.gate_rate
+        return self.output_rate if name.startswith("delta") else 1.0
 
     def rate(self, step: int) -> float:
         """Learning rate at a step, counted from 0."""

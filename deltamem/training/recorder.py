@@ -21,16 +21,18 @@ class Recorder:
     Args:
         memory: whose layers are watched.
         places: (B, T), true where hidden states are kept.
+        dtype: that they are kept in.
     """
 
-    def __init__(self, memory: DeltaMemory, places: Tensor) -> None:
+    def __init__(self, memory: DeltaMemory, places: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self._memory = memory
         self._places = places
+        self._dtype = dtype
         self._seen: list[Tensor] = []
 
     def __enter__(self) -> Recorder:
         def keep(_: int, hidden: Tensor) -> None:
-            self._seen.append(hidden.detach()[self._places.to(hidden.device)].float())
+            self._seen.append(hidden.detach()[self._places.to(hidden.device)].to(self._dtype))
 
         self._stop = self._memory.watch(keep)
         return self

@@ -68,12 +68,14 @@ def prepare(
         memory = DeltaMemory.from_pretrained(model, start)
     else:
         memory = DeltaMemory.attach(model, preset.config)
+    if preset.recipe.cached_steps and memory.config.writes_segments:
+        raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; a backbone without dropout is the same in it
     passes = Passes(memory, form)
     curriculum = None if preset.curriculum else WaitingCurriculum(stages=STAGES[-1:])
-    trainer = Trainer(passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard)
+    trainer = Trainer(passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, report)
     if resume:
         trainer.resume()
     elif start is None and preset.warm_start:

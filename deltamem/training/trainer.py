@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from deltamem.adapter import save_adapter
 from deltamem.episodes.episode import Episode
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.training.cached.bank import build_bank
+from deltamem.training.cached.step import CachedStep
 from deltamem.training.checkpoints import load_checkpoint, save_checkpoint
 from deltamem.training.curriculum import WaitingCurriculum
 from deltamem.training.data import Made, Mix
@@ -24,8 +26,6 @@ from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.recipe import Recipe
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
-
-_FITTED = ("memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj", "beta_bias", "lambda_proj", "lambda_bias")
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Trainer:
         team: the processes that train together; None for this one alone.
         curriculum: None is the one that waits.
         tensorboard: log for TensorBoard as well.
+        preparing: called with what is being done and the share done, while a bank is built.
     """
 
     def __init__(
@@ -77,7 +78,9 @@ class Trainer:
         team: Team | None = None,
         curriculum: WaitingCurriculum | None = None,
         tensorboard: bool = False,
+        preparing: Callable[[str, float], None] | None = None,
     ) -> None:
+        self._preparing = preparing
         self.passes, self.recipe, self.directory, self.people = passes, recipe, directory, people
         self.mix = mix or Mix([Made(people)], [1.0], ["synthetic"])
         self.team = team or Team()
@@ -92,7 +95,7 @@ class Trainer:
         self.parameters = dict(memory.adapter.named_parameters())
         groups: dict[float, list[torch.Tensor]] = {}
         for name, parameter in self.parameters.items():
-            scale = recipe.fitted_rate if name.rpartition(".")[2] in _FITTED else 1.0
+            scale = recipe.scale(name.rpartition(".")[2])
             groups.setdefault(scale, []).append(parameter)
         self.optimizer = torch.optim.AdamW(
             [{"params": params, "scale": scale} for scale, params in groups.items()],
@@ -140,8 +143,11 @@ class Trainer:
         if recipe.ordinary:
             ordinary = OrdinaryTalk(self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory)
         step = TrainingStep(self.passes, recipe, ordinary, self.team)
+        cached = self._cached_step(ordinary) if self.step < recipe.cached_steps else None
         while self.step < recipe.steps and not (recipe.patience and self.since_best >= recipe.patience):
-            report = self._one_step(step)
+            if self.step >= recipe.cached_steps:
+                cached = None  # a bank takes gigabytes
+            report = self._one_step(step, cached)
             if metrics is not None:
                 metrics.add(vars(report))
             if self.step % recipe.save_every == 0 or self.step == recipe.steps:
@@ -150,7 +156,13 @@ class Trainer:
         if self.step % recipe.save_every:
             self.save()
 
-    def _one_step(self, step: TrainingStep) -> StepReport:
+    def _cached_step(self, ordinary: OrdinaryTalk | None) -> CachedStep:
+        recipe = self.recipe
+        asked = ordinary.questions if ordinary is not None else []
+        bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
+        return CachedStep(self.passes, recipe, bank, ordinary, self.team)
+
+    def _one_step(self, step: TrainingStep, cached: CachedStep | None) -> StepReport:
         recipe = self.recipe
         began = time.monotonic()
         # All randomness of a step comes from its number, so a resumed run is the unbroken one.
@@ -159,14 +171,15 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.optimizer.zero_grad()
-        parts = step.backward(rng, self._episodes(rng))
+        parts = cached.backward(rng) if cached is not None else step.backward(rng, self._episodes(rng))
         torch.nn.utils.clip_grad_norm_(self.passes.memory.parameters(), recipe.clip)
         self.optimizer.step()
         self.passes.memory.reset()
         self.step += 1
         stage = self.curriculum.stage
         accuracy = parts.pop("accuracy")
-        self.curriculum.update(accuracy)
+        if cached is None:
+            self.curriculum.update(accuracy)
         results = self.evaluate() if self.step % recipe.eval_every == 0 else {}
         spent = time.monotonic() - began
         self.seconds += spent

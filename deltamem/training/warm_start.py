@@ -68,7 +68,7 @@ class TokenCode:
         return unit
 
 
-def fit_values(memory: DeltaMemory, hidden: Tensor, ids: Tensor, ridge: float = 0.1, gain: float = 0.5) -> list[float]:
+def fit_values(memory: DeltaMemory, hidden: Tensor, ids: Tensor, ridge: float = 0.1, gain: float = 7.5) -> list[float]:
     """Set W_v and D_o.
 
     Args:
@@ -76,7 +76,8 @@ def fit_values(memory: DeltaMemory, hidden: Tensor, ids: Tensor, ridge: float = 
         hidden: (layers, N, hidden), what enters the layers at N tokens.
         ids: (N,), those tokens.
         ridge: penalty, relative to the mean variance of the hidden states.
-        gain: length of the columns of D_o.
+        gain: length of the columns of D_o. With a fifteenth of this nothing was learnt for 85 steps: what is read
+            must be heard beside a residual stream of norm 100 and more.
 
     Returns:
         Per layer, the share of the code's variance that the regression explains on every fifth token, left out of it.
