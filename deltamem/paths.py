@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path
@@ -58,3 +59,24 @@ def write_private(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def clear_abandoned(path: Path) -> None:
+    """Remove what processes that are gone left half written beside a file, and beside those named like it."""
+    for beside in path.parent.glob(f".{path.stem}.*.tmp"):
+        number = beside.name.split(".")[-2]
+        if number.isdigit() and not _alive(int(number)):
+            with suppress(OSError):
+                beside.unlink()
+
+
+def _alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # there, asking ends a process
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # it is there and not ours, or nothing can be said
+    return True

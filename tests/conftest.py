@@ -86,8 +86,7 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
+def make_tokenizer() -> Any:
     """Every byte is a token; two control tokens on top."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
@@ -97,6 +96,12 @@ def tokenizer() -> Any:
     wrapped.pad_token = "<|im_end|>"
     wrapped.chat_template = TEMPLATE
     return wrapped
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """Every byte is a token."""
+    return make_tokenizer()
 
 
 WORDS = [f" {a}{b}" for a in ("Ab", "Cd", "Ef", "Gh", "Ij") for b in ("one", "two", "six", "ten")]

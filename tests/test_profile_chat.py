@@ -12,6 +12,7 @@ from deltamem.errors import ProfileError
 from deltamem.profile_chat import ProfileChat
 from deltamem.profiles import ProfileStore, load_profile
 from deltamem.session import Sampling, TextChunk, TurnFinished
+from tests.trust.soaking import soak
 
 
 @pytest.fixture(scope="module")
@@ -153,3 +154,8 @@ def test_switching_profiles_and_forgetting(backbone: Backbone, tiny_adapter: Pat
         assert chat.save("copy") == tmp_path / "copy.safetensors"
         with pytest.raises(ProfileError, match="'copy' already"):
             chat.save("copy")
+
+
+def test_random_commands_leave_what_a_plain_list_says(backbone: Backbone, tiny_adapter: Path, tmp_path: Path) -> None:
+    used = soak(backbone, str(tiny_adapter), tmp_path, turns=60)
+    assert {"say", "undo", "redo", "switch", "fork", "lock", "clear"} == used.keys()

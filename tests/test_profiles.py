@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from deltamem import DeltaMemConfig, MemoryState
 from deltamem.errors import ProfileError, StateError
 from deltamem.profiles import Profile, ProfileInfo, ProfileStore, load_profile, save_profile
 from deltamem.profiles.file import empty_profile
+from tests.trust.crashing import crash_saves
 
 
 def make_profile(fill: float = 1.0, **info: Any) -> Profile:
@@ -208,32 +207,8 @@ def test_a_second_chat_is_told_who_holds_the_profile(store: ProfileStore) -> Non
         pass
 
 
-def test_kill_9_while_saving_leaves_a_whole_profile(tmp_path: Path) -> None:
-    path = tmp_path / "work.safetensors"
-    script = textwrap.dedent(f"""
-        from pathlib import Path
-        from tests.test_profiles import make_profile
-        from deltamem.profiles import save_profile
-        n = 0
-        while True:
-            n += 1
-            save_profile(Path({str(path)!r}), make_profile(float(n), turns=n))
-            print(n, flush=True)
-    """)
-    for round_ in range(4):
-        process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        last = 0
-        for _ in range(5 + 3 * round_):
-            last = int(process.stdout.readline())
-        time.sleep(0.002 * round_)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        reported = [int(x) for x in process.stdout.read().split()]
-        last = reported[-1] if reported else last
-        profile = load_profile(path)
-        assert profile.info.turns in (last, last + 1)
-        assert (profile.state.tensor == profile.info.turns).all()
+def test_kill_9_while_saving_leaves_one_of_the_last_two_turns(tmp_path: Path) -> None:
+    assert crash_saves(tmp_path, turns=60) >= 1
 
 
 def test_copy_rename_delete(store: ProfileStore) -> None:

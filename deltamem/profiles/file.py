@@ -30,6 +30,9 @@ VERSION = 1
 _LARGEST = 256 * 1024 * 1024
 """A state of 100 layers, 64 heads and rank 64 is a tenth of this; anything larger is no profile."""
 
+_LONGEST = 64 * 1024
+"""Characters of a description: JSON takes many times its length in memory, and real ones have some hundreds."""
+
 
 def now() -> str:
     """The time in UTC, to the second, as it is written to profiles."""
@@ -198,6 +201,8 @@ def _check_header(path: Path, metadata: dict[str, str]) -> None:
 
 
 def _read_info(metadata: dict[str, str]) -> ProfileInfo:
+    if sum(map(len, metadata.values())) > _LONGEST:
+        raise ValueError("a description too long to be true")
     values: dict[str, Any] = {}
     for f in fields(ProfileInfo):
         if f.name == "entry" and f.name not in metadata:  # files made before there was a history

@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from deltamem.errors import ProfileError
-from deltamem.paths import private_dir, profiles_dir, write_private
+from deltamem.paths import clear_abandoned, private_dir, profiles_dir, write_private
 from deltamem.profiles.file import load_profile, now
 from deltamem.profiles.history import History
 
@@ -91,6 +91,7 @@ class ProfileStore:
         except OSError as error:
             raise ProfileError(f"can't lock {path}: {error.strerror or error}") from None
         try:
+            clear_abandoned(path)
             with contextlib.suppress(OSError):
                 write_private(holder_path, json.dumps({"pid": os.getpid(), "since": now()}).encode())
             yield
