@@ -17,8 +17,7 @@ from deltamem.profiles.history import History
 from deltamem.profiles.versions import branch
 from deltamem.session import Sampling
 
-_WORDS = ("I live in Lisbon", "my dog is called Everest", "what do you know", "tea", "and trains", "
-", "?")
+_WORDS = ("I live in Lisbon", "my dog is called Everest", "what do you know", "tea", "and trains", "?")
 
 
 @dataclass
