@@ -8,6 +8,7 @@ trained with one of them on would silently behave differently here.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -120,25 +121,25 @@ class DeltaMemConfig:
         for name in ("delta_heads", "target_layers", "target_modules"):
             value = getattr(self, name)
             if isinstance(value, str) or not isinstance(value, (list, tuple)):
-                raise ConfigError(f"{name} must be a list, not {value!r}")
+                raise ConfigError(f"{name} must be a list, not {shown(value)}")
             object.__setattr__(self, name, tuple(value))
         for f in fields(self):
             _check_type(f.name, getattr(self, f.name), str(f.type))
         for name in ("rank", "num_state_heads", "base_slice_ref_width"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be 1 or more, not {getattr(self, name)}")
+                raise ConfigError(f"{name} must be 1 or more, not {shown(getattr(self, name))}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+                raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {shown(getattr(self, name))}")
         unknown = [p for p in self.delta_heads if p not in PROJECTIONS]
         if unknown or len(set(self.delta_heads)) != len(self.delta_heads):
-            raise ConfigError(f"delta_heads must be different ones of q, k, v, o, not {list(self.delta_heads)}")
+            raise ConfigError(f"delta_heads must be different ones of q, k, v, o, not {shown(list(self.delta_heads))}")
         if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in self.target_layers):
-            raise ConfigError(f"target_layers must be layer numbers from 0, not {list(self.target_layers)}")
+            raise ConfigError(f"target_layers must be layer numbers from 0, not {shown(list(self.target_layers))}")
         if len(set(self.target_layers)) != len(self.target_layers):
-            raise ConfigError(f"target_layers names a layer twice: {list(self.target_layers)}")
+            raise ConfigError(f"target_layers names a layer twice: {shown(list(self.target_layers))}")
         if len(self.target_modules) != 1 or not isinstance(self.target_modules[0], str):
-            raise ConfigError(f"target_modules must name one attention module, not {list(self.target_modules)}")
+            raise ConfigError(f"target_modules must name one attention module, not {shown(list(self.target_modules))}")
         if not self.couple_lambda and self.state_update_mode == "no_lambda":
             # Nothing would read the gate, so a file that says so was not meant for this mode.
             raise ConfigError("state_update_mode no_lambda has no use for couple_lambda false")
@@ -186,10 +187,10 @@ class DeltaMemConfig:
             if key in known:
                 values[key] = value
             elif key not in _RETIRED:
-                raise ConfigError(f"unknown configuration key {key!r}")
+                raise ConfigError(f"unknown configuration key {shown(key)}")
             elif value != _RETIRED[key] or isinstance(value, bool) != isinstance(_RETIRED[key], bool):
                 raise ConfigError(
-                    f"configuration key {key!r} is a retired option; only {_RETIRED[key]!r} is supported, not {value!r}"
+                    f"configuration key {key!r} is a retired option; only {_RETIRED[key]!r} is supported, not {shown(value)}"
                 )
         return cls(**values)
 
@@ -211,6 +212,13 @@ class DeltaMemConfig:
         return cls.from_dict(data)
 
 
+def shown(value: object) -> str:
+    """A value for an error message: as Python writes it, cut short where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    return short.repr(value)
+
+
 def _check_type(name: str, value: Any, annotation: str) -> None:
     ok = True
     if annotation == "bool":
@@ -222,4 +230,4 @@ def _check_type(name: str, value: Any, annotation: str) -> None:
     elif annotation == "str":
         ok = isinstance(value, str)
     if not ok:
-        raise ConfigError(f"{name} must be of type {annotation}, not {value!r}")
+        raise ConfigError(f"{name} must be of type {annotation}, not {shown(value)}")

@@ -52,7 +52,7 @@ def crash_saves(folder: Path, turns: int, seed: int = 0) -> int:
         assert process.stdout is not None and process.stderr is not None
         first = process.stdout.readline()
         assert first, process.stderr.read()
-        time.sleep(rng.uniform(0, 0.15))
+        time.sleep(rng.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
         process.wait()
         said = [int(first), *map(int, process.stdout.read().split())]

@@ -219,7 +219,7 @@ def run_case(number: int, seeds: Seeds, folder: Path) -> str:
     try:
         case(random.Random(number), seeds, folder)
     except Exception as error:
-        raise AssertionError(f"case {number} ({case.__name__}): {type(error).__name__}: {error}") from error
+        raise AssertionError(f"case {number} ({case.__name__}): {type(error).__name__}: {str(error)[:300]}") from error
     return case.__name__
 
 
@@ -241,7 +241,7 @@ def _refuses(load: Callable[[], object]) -> None:
         load()
     except DeltaMemError as error:
         assert str(error).strip(), "an error without words"
-        assert len(str(error)) < 2000
+        assert len(str(error)) < 2000, str(error)[:300]
 
 
 def _text(rng: random.Random) -> str:
