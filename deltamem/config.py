@@ -190,7 +190,8 @@ class DeltaMemConfig:
                 raise ConfigError(f"unknown configuration key {shown(key)}")
             elif value != _RETIRED[key] or isinstance(value, bool) != isinstance(_RETIRED[key], bool):
                 raise ConfigError(
-                    f"configuration key {key!r} is a retired option; only {_RETIRED[key]!r} is supported, not {shown(value)}"
+                    f"configuration key {key!r} is a retired option; only {_RETIRED[key]!r} is supported, "
+                    f"not {shown(value)}"
                 )
         return cls(**values)
 
