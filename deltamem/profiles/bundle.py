@@ -1,7 +1,8 @@
 """A profile with its past in one file, to keep or to send: a ZIP archive of members with fixed names.
 
 `profile.safetensors`, `profile.history` where there is one, `card.txt` for a person to read, and `manifest.json` with
-the SHA-256 of each. Nothing is ever unpacked to a path that the archive names.
+the SHA-256 of each. Members are stored as they are: numbers hardly compress, and nothing can unpack to more than the
+file's own size. Nothing is ever unpacked to a path that the archive names.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from deltamem.profiles.store import ProfileStore
 
 SUFFIX = ".deltamem"
 _PROFILE, _HISTORY, _CARD, _MANIFEST = "profile.safetensors", "profile.history", "card.txt", "manifest.json"
-_LIMITS = {_PROFILE: 256 * 1024 * 1024, _HISTORY: 1024 * 1024 * 1024, _CARD: 64 * 1024, _MANIFEST: 64 * 1024}
+_MEMBERS = (_PROFILE, _HISTORY, _CARD, _MANIFEST)
 _FORMAT = {"format": "deltamem-bundle", "version": 1}
 
 
@@ -46,10 +47,10 @@ def export_bundle(store: ProfileStore, name: str, file: Path) -> Path:
     sums = {member: hashlib.sha256(data).hexdigest() for member, data in members.items()}
     members[_MANIFEST] = json.dumps(_FORMAT | {"sha256": sums}, indent=2, sort_keys=True).encode()
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for member, data in members.items():
             # A fixed time, so that the same profile makes the same file.
-            archive.writestr(zipfile.ZipInfo(member, (1980, 1, 1, 0, 0, 0)), data, zipfile.ZIP_DEFLATED)
+            archive.writestr(zipfile.ZipInfo(member, (1980, 1, 1, 0, 0, 0)), data)
     try:
         write_private(file, buffer.getvalue())
     except OSError as error:
@@ -89,13 +90,11 @@ def _read(file: Path) -> dict[str, bytes]:
         with zipfile.ZipFile(file) as archive:
             members = {}
             for entry in archive.infolist():
-                limit = _LIMITS.get(entry.filename)
-                if limit is None or entry.filename in members or entry.flag_bits & 1:
+                if entry.filename not in _MEMBERS or entry.filename in members or entry.flag_bits & 1:
                     raise ProfileError(f"{file} is no bundle of a profile: it holds {entry.filename[:60]!r}")
-                if entry.file_size > limit:
-                    raise ProfileError(f"{file}: {entry.filename} is too large to be true")
-                with archive.open(entry) as stream:
-                    members[entry.filename] = stream.read(limit + 1)
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > file.stat().st_size:
+                    raise ProfileError(f"{file}: {entry.filename} is packed in a way that deltamem does not write")
+                members[entry.filename] = archive.read(entry)
     except FileNotFoundError:
         raise ProfileError(f"there is no file {file}") from None
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, RuntimeError) as error:

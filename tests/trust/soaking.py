@@ -78,7 +78,8 @@ def soak(backbone: Backbone, adapter: str, folder: Path, turns: int, seed: int =
     def switch() -> None:
         nonlocal name, chat
         chat.close()
-        name = rng.choice([*lines, f"p{len(lines)}"]) if not read_only else rng.choice(list(lines))
+        there = [line for line in lines if store.exists(line)]  # read-only finds no others
+        name = rng.choice(there) if read_only else rng.choice([*there, f"p{len(lines)}"])
         chat = opened()
         lines.setdefault(name, Line([_now(chat)]))
 
