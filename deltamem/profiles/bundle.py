@@ -92,7 +92,8 @@ def _read(file: Path) -> dict[str, bytes]:
             for entry in archive.infolist():
                 if entry.filename not in _MEMBERS or entry.filename in members or entry.flag_bits & 1:
                     raise ProfileError(f"{file} is no bundle of a profile: it holds {entry.filename[:60]!r}")
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > file.stat().st_size:
+                stored = entry.compress_type == zipfile.ZIP_STORED and entry.compress_size == entry.file_size
+                if not stored or entry.file_size > file.stat().st_size:
                     raise ProfileError(f"{file}: {entry.filename} is packed in a way that deltamem does not write")
                 members[entry.filename] = archive.read(entry)
     except FileNotFoundError:

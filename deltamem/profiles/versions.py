@@ -7,13 +7,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from deltamem.errors import ProfileError
 from deltamem.inspection import HeadSummary, change_between, summarize
 from deltamem.profiles.file import Profile, load_profile, now, save_profile
 from deltamem.profiles.history import Entry, History, at
+from deltamem.profiles.merging import merged_matrices
 from deltamem.profiles.store import ProfileStore
 
 
@@ -103,15 +101,11 @@ def difference(store: ProfileStore, one: str, other: str) -> tuple[float, list[H
 def merge(store: ProfileStore, name: str, other: str, weight: float = 0.5) -> tuple[Entry, float]:
     """Write another profile's state over one's own; the state before stays in the history.
 
-    The merged state is min(1, 2 (1 - w)) A (I - P) + min(1, 2 w) B, where P projects on the directions of keys that B
-    has written, matrix by matrix, in the measure in which it uses them: what A holds there would be read together with
-    what B holds, and B was told later. With w = 0 A is left as it is, with w = 1 B takes its place.
-
     Args:
         store: where the profiles are.
         name: A, which is changed.
         other: B, which is not.
-        weight: w, the share of B, 0 to 1.
+        weight: the share of B, 0 to 1; see `merged_matrices`.
 
     Returns:
         The new entry of A's history, and the share of A's norm that was kept.
@@ -126,9 +120,7 @@ def merge(store: ProfileStore, name: str, other: str, weight: float = 0.5) -> tu
         _check_same_adapter(name, profile, other, theirs)
         if profile.info.entry not in history.entries:
             profile = history.append(profile, "begin")
-        a, b = profile.matrices.astype(np.float64), theirs.matrices.astype(np.float64)
-        kept = min(1.0, 2 * (1 - weight)) * (a - min(1.0, 2 * weight) * a @ _used(b))
-        merged = (kept + min(1.0, 2 * weight) * b).astype(np.float32)
+        merged, kept = merged_matrices(profile.matrices, theirs.matrices, weight)
         info = replace(
             profile.info,
             turns=profile.info.turns + theirs.info.turns,
@@ -139,16 +131,7 @@ def merge(store: ProfileStore, name: str, other: str, weight: float = 0.5) -> tu
             Profile(info, merged, profile.matrices), "merge", change_between(profile.matrices, merged)
         )
         save_profile(path, after)
-        norm = float(np.linalg.norm(a))
-        return history.entries[after.info.entry], float(np.linalg.norm(kept)) / norm if norm else 1.0
-
-
-def _used(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Projections (..., r, r) on the key directions that state matrices use, each by its share of the largest one."""
-    _, values, rows = np.linalg.svd(matrices)
-    largest = np.maximum(values[..., :1], 1e-30)
-    used: NDArray[np.float64] = np.swapaxes(rows, -1, -2) @ ((values / largest)[..., None] * rows)
-    return used
+        return history.entries[after.info.entry], kept
 
 
 def _check_same_adapter(name: str, one: Profile, other: str, two: Profile) -> None:
