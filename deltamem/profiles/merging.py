@@ -12,7 +12,8 @@ def merged_matrices(a: Matrices, b: Matrices, weight: float = 0.5) -> tuple[Matr
     """min(1, 2 (1 - w)) A (I - min(1, 2 w) P) + min(1, 2 w) B, matrix by matrix.
 
     P projects on the key directions that B has written, in the measure in which it uses them: what A holds there would
-    be read together with what B holds. With w = 0 that is A, with w = 1 it is B; at a half both are read at full strength.
+    be read together with what B holds. With w = 0 that is A, with w = 1 it is B;
+    at a half both are read at full strength.
 
     Args:
         a: the one.
