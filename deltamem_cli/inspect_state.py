@@ -52,7 +52,7 @@ def run_inspect(options: InspectOptions) -> None:
     if options.json:
         _write_json(options, path, profile, seen)
         return
-    pairs(_lines(path, profile, seen))
+    pairs([("profile", str(path)), *_lines(profile, seen)])
     out.print()
     show_heads(profile.matrices, profile.matrices_before, profile.info.layers, options.layer, options.head)
 
@@ -148,9 +148,9 @@ def _show_turns(moments: Sequence[Moment], as_json: bool) -> None:
 # The summary
 
 
-def _lines(path: Path, profile: Profile, seen: Overview) -> list[tuple[str, str]]:
+def _lines(profile: Profile, seen: Overview) -> list[tuple[str, str]]:
     info = profile.info
-    lines = [("profile", str(path)), ("backbone", info.backbone), ("adapter", info.adapter)]
+    lines = [("backbone", info.backbone), ("adapter", info.adapter)]
     if seen.empty:
         return [*lines, ("memory", "empty")]
     lately = f", the last {seen.lately_turns} by {100 * seen.lately:.0f} %" if seen.lately_turns > 1 else ""
@@ -212,7 +212,7 @@ def _draw(options: InspectOptions, path: Path, profile: Profile, seen: Overview,
 
         heads = summarize(profile.matrices, profile.matrices_before, info.layers)
         page = html_report(
-            f"deltamem profile {path.stem}", _lines(path, profile, seen), profile.matrices, info.layers, heads, moments
+            f"deltamem profile {path.stem}", _lines(profile, seen), profile.matrices, info.layers, heads, moments
         )
         try:
             options.report.write_text(page, encoding="utf-8")

@@ -139,6 +139,8 @@ def test_inspect_state_in_all_its_forms(run: Runner, tmp_path: Path) -> None:
     page, picture = tmp_path / "out.html", tmp_path / "out.png"
     run("inspect-state", "work", "--report", str(page), "--plot", str(picture))
     html = page.read_text(encoding="utf-8")
+    assert str(tmp_path) not in html, "a report may be given away"
+    assert "data:image/png" in html and "img-src data:" in html  # without the second a browser shows no heat map
     assert html.count("<svg") == 3 and "http://" not in html.replace("http://www.w3.org", "") and "<script" not in html
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "can't draw" in run.error("inspect-state", "work", "--plot", str(tmp_path / "out.nothing"))

@@ -12,7 +12,7 @@ from deltamem.inspection.overview import Moment
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 0.5rem 0 1.5rem } td, th { padding: 0.1rem 0.8rem; text-align: right }
-td:first-child, th:first-child { text-align: left } tr:nth-child(even) { background: #f4f4f4 }
+td:first-child, th:first-child, td:only-child, .words td { text-align: left } tr:nth-child(even) { background: #f4f4f4 }
 svg { max-width: 100%; height: auto } h2 { margin-top: 2rem }
 """
 
@@ -38,7 +38,7 @@ def html_report(
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    parts = [f"<h1>{escape(title)}</h1>", _table(("", ""), lines)]
+    parts = [f"<h1>{escape(title)}</h1>", _table((), lines)]
     parts += ["<h2>The state</h2>", svg(matrices_figure(matrices, layers))]
     if len(moments) > 1:
         parts += ["<h2>How it came to be</h2>", svg(drift_figure(moments))]
@@ -55,7 +55,7 @@ def html_report(
         _table(("layer.head", "norm", "largest", "effective rank", "last turn"), rows),
     ]
     body = "\n".join(parts)
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)}</title>'
@@ -64,6 +64,7 @@ def html_report(
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(c)}</th>" for c in columns) if any(columns) else ""
+    head = "".join(f"<th>{escape(c)}</th>" for c in columns)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>\n" for row in rows)
-    return f"<table>{f'<tr>{head}</tr>' if head else ''}\n{body}</table>"
+    kind = "" if columns else ' class="words"'
+    return f"<table{kind}>{f'<tr>{head}</tr>' if head else ''}\n{body}</table>"
