@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 from deltamem.episodes.synthetic import Difficulty
 
-STAGES: tuple[Difficulty, ...] = (
+POOLS: tuple[Difficulty, ...] = (
     Difficulty(pool=32, facts=2),
     Difficulty(pool=128, facts=2),
     Difficulty(pool=512, facts=2),
     Difficulty(pool=2048, facts=2),
     Difficulty(facts=2),
+)
+"""Pool of values: with all of them at once nothing was learnt in 85 steps."""
+
+CHATS: tuple[Difficulty, ...] = (
     Difficulty(
         facts=3,
         small_talk=1,
@@ -47,9 +51,11 @@ STAGES: tuple[Difficulty, ...] = (
         sessions=0.3,
     ),
 )
-"""Pool of values first (with all of them at once nothing was learnt in 85 steps), then facts side by side, then what a
-chat brings with it: distance, values of several tokens, corrections, questions about what was never told, earlier
-turns in the window, other people, several sessions."""
+"""Facts side by side, and what a chat brings with it: distance, values of several tokens, corrections, questions about
+what was never told, earlier turns in the window, other people, several sessions. Where an adapter that has learnt
+something begins."""
+
+STAGES = POOLS + CHATS
 
 
 @dataclass

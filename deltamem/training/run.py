@@ -16,7 +16,7 @@ from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.paths import write_private
 from deltamem.training.checkpoints import CHECKPOINT_FILE
-from deltamem.training.curriculum import STAGES, WaitingCurriculum
+from deltamem.training.curriculum import CHATS, STAGES, WaitingCurriculum
 from deltamem.training.data import parse_mix
 from deltamem.training.fitting import fit_memory
 from deltamem.training.presets import Preset
@@ -74,7 +74,9 @@ def prepare(
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; a backbone without dropout is the same in it
     passes = Passes(memory, form)
-    curriculum = None if preset.curriculum else WaitingCurriculum(stages=STAGES[-1:])
+    learnt = start is not None or preset.recipe.cached_steps > 0
+    stages = (CHATS if learnt else STAGES) if preset.curriculum else CHATS[-1:]
+    curriculum = WaitingCurriculum(stages=stages, mark=preset.recipe.mark)
     trainer = Trainer(passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, report)
     if resume:
         trainer.resume()
