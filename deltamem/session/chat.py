@@ -247,7 +247,7 @@ class ChatSession:
                     reply.stopped = "interrupted"
                     break
                 assert reply.logits is not None
-                token = self._sampler.draw(self._window.ids, reply.logits)
+                token = self._sampler.draw(lambda: self._window.ids, reply.logits)
                 if token in self.form.stops:
                     reply.stopped = "stop"
                     break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -92,7 +93,8 @@ class Sampler:
         else:
             self._generator.manual_seed(sampling.seed)
         self._processors = LogitsProcessorList()
-        if sampling.repetition_penalty not in (None, 1.0):
+        self._looks_back = sampling.repetition_penalty not in (None, 1.0)
+        if self._looks_back:
             self._processors.append(RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty or 1)))
         if sampling.temperature:
             self._processors.append(TemperatureLogitsWarper(float(sampling.temperature)))
@@ -103,9 +105,12 @@ class Sampler:
             if sampling.min_p:
                 self._processors.append(MinPLogitsWarper(sampling.min_p))
 
-    def draw(self, window: list[int], logits: Tensor) -> int:
-        """The next token after a window of ids, from its logits (1, vocabulary)."""
-        ids = torch.tensor([window], device=logits.device)
+    def draw(self, window: Callable[[], list[int]], logits: Tensor) -> int:
+        """The next token after a window of ids, from its logits (1, vocabulary).
+
+        Only a repetition penalty asks for the window, which grows; without one a token costs the same at any length.
+        """
+        ids = torch.tensor([window() if self._looks_back else []], dtype=torch.long, device=logits.device)
         scores = self._processors(ids, logits.float())
         if not self.sampling.temperature:
             return int(scores.argmax(-1))
