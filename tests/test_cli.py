@@ -236,6 +236,34 @@ def test_interrupting_keeps_what_was_said(run: Runner, sent: str, code: int) -> 
     assert info["turns"] == 1 and 2 < info["tokens"] < 2000
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
+def test_a_full_disk_is_told_and_costs_the_turn_alone(run: Runner) -> None:
+    """A limit on the size of files stands in for the disk: writing fails half way, as it does there."""
+    run.chat("hello", "--profile", "work")
+    folder = run.home / "profiles"
+    before = (folder / "work.safetensors").read_bytes()
+    code = (
+        "import resource, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))\n"
+        "from deltamem_cli.app import main\nmain()"
+    )
+    words = ["chat", "again", "--profile", "work", *run.model, "--temperature", "0", "--max-tokens", "4"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words],
+        env=run.environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: can't ")], done.stderr
+    assert (folder / "work.safetensors").read_bytes() == before
+    assert not list(folder.glob(".*.tmp"))
+    run.chat("once more", "--profile", "work")  # the history goes on where it was whole
+    assert [e["turns"] for e in json.loads(run("profiles", "log", "work", "--json").stdout)["entries"]] == [0, 1, 2]
+
+
 def test_the_past_of_a_profile(run: Runner) -> None:
     run.chat("--profile", "work", "--lines", stdin="one\ntwo\nthree\n")
     assert "is called 'before'" in run("profiles", "tag", "work", "before").stderr

@@ -182,3 +182,24 @@ def test_a_profile_from_before_there_was_a_history_opens(tmp_path: Path) -> None
     store = ProfileStore(tmp_path)
     assert tag(store, "old", "start").kind == "begin"
     assert replace(load_profile(path).info, entry=0, updated="") == replace(profile.info, updated="")
+
+
+def test_a_clock_that_goes_back_mixes_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "me.safetensors"
+    profile, history = talked(path, 3)
+    monkeypatch.setattr("deltamem.profiles.history.now", lambda: "1999-01-01T00:00:00Z")
+    profile = history.append(said(profile, 4.0))
+    save_profile(path, profile)
+    again = load_profile(path)
+    line = History(History.beside(path), again).line(again.info.entry)
+    assert [e.turns for e in line] == [0, 1, 2, 3, 4] and line[-1].time < line[0].time
+
+
+def test_a_lost_lock_file_is_made_again(tmp_path: Path) -> None:
+    store = ProfileStore(tmp_path)
+    talked(store.path("me"), 2)
+    with store.lock("me"):
+        pass
+    (tmp_path / ".me.safetensors.lock").unlink(missing_ok=True)
+    with store.lock("me"):
+        assert load_profile(store.path("me")).info.turns == 2
