@@ -130,6 +130,10 @@ class DeltaLayer(nn.Module):
         )
         return self._queries(raw, gate)
 
+    def read_gates(self, x: Tensor) -> Tensor:
+        """How far each token's read gate stands open, (B, T, H), 0 to 1; for a layer that has one."""
+        return torch.sigmoid(F.linear(x.to(self.read_gate_proj.dtype), self.read_gate_proj) + self.read_gate_bias)
+
     def _queries(self, raw: Tensor, gate: Tensor | None) -> Tensor:
         """(B, T, H, r). Reads are linear in the query, so the read gate is its length."""
         q: Tensor = raw.unflatten(-1, (self.config.num_state_heads, self.config.rank))

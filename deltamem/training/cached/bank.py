@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltamem.episodes.batches import expected_tokens, write_batch
+from deltamem.episodes.batches import expected_tokens, read_batch, write_batch
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.prefixes import Prefix, read_prefixes
@@ -69,12 +69,15 @@ class Bank:
         talk: small talk, as units without questions.
         questions: by relation, some ways to ask for it.
         ordinary: prompts on which memory is to change nothing, with the tokens of the frozen replies.
+        asking: (layers, n, hidden size), tokens of questions and prompts before the one the answer comes after. In a
+            chat they read; here they did not.
     """
 
     units: Sequence[Unit]
     talk: Sequence[Unit]
     questions: dict[str, list[Prefix]]
     ordinary: Sequence[tuple[Prefix, tuple[int, ...]]]
+    asking: Tensor
 
 
 def build_bank(
@@ -107,7 +110,8 @@ def build_bank(
         questions.setdefault(topic, []).append(prefix)
     prompts = read_prefixes(passes, [q.text for q in ordinary], report=lambda s: say("reading prompts", s))
     replies = [tuple(expected_tokens(passes.form, q)[0]) for q in ordinary]
-    return Bank(found, talk, questions, list(zip(prompts, replies, strict=True)))
+    asking = _asking(passes, [t for _, t in texts] + [q.text for q in ordinary])
+    return Bank(found, talk, questions, list(zip(prompts, replies, strict=True)), asking)
 
 
 def _units(passes: Passes, episodes: Sequence[Episode], report: Callable[[float], None]) -> list[Unit]:
@@ -135,6 +139,18 @@ def _units(passes: Passes, episodes: Sequence[Episode], report: Callable[[float]
             at += count
         report((start + len(part)) / len(order))
     return [units[i] for i in range(len(episodes))]
+
+
+def _asking(passes: Passes, texts: Sequence[str]) -> Tensor:
+    parts = []
+    for start in range(0, len(texts), _BATCH):
+        batch = read_batch(passes.form, [(0, Question(text, "x")) for text in texts[start : start + _BATCH]])
+        places = batch.valid.clone()
+        places[:, -batch.targets.shape[1] :] &= batch.targets == -100
+        with torch.no_grad(), Recorder(passes.memory, places, torch.bfloat16) as seen:
+            passes.read(batch, None)
+        parts.append(seen.stacked().cpu())
+    return torch.cat(parts, dim=1)
 
 
 def _own_prefixes(passes: Passes, episodes: Sequence[Episode]) -> dict[str, Prefix]:

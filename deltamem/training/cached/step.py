@@ -24,7 +24,11 @@ _OPEN, _SHUT, _SHUT_TALK = 0.9, 1e-3, 5e-4
 """Write gates wanted on the tokens of values, on others around them, and in small talk."""
 _GATES = (1.2, 4.0, 24.0)
 """Weights of the three."""
+_SILENT, _SILENT_WEIGHT = 2e-3, 3.0
+"""Read gate wanted on what is told and on the words of a question. Left open there, four facts told in one window were
+recalled five times less often: what was read bent the hidden states that the next fact was written from."""
 _COMPARED = 128
+_ASKING = 300
 _SHORT = 10
 
 Question = tuple[int, Prefix, tuple[int, ...], tuple[int, ...]]
@@ -50,7 +54,7 @@ class CachedStep:
 
         Returns:
             As `TrainingStep.backward` does; ``overlap`` is that of keys of different facts, ``gates`` the
-            cross-entropy of the write gates.
+            cross-entropy of the write gates, and of the read gates where nothing is to be read.
         """
         recipe, team = self._recipe, self._team
         counts = [n for n in (1, 2, 4, 8, 16, 32) if n <= recipe.cached_facts]
@@ -66,7 +70,8 @@ class CachedStep:
         chosen = self._ordinary.choose(rng, recipe.ordinary) if self._ordinary is not None else []
         prompts = [(rng.randrange(len(drawn.valid)), number) for number in chosen]
         # Writing is the cheap part: every process does all of it, and asks its share of the questions.
-        state, gates, overlap = self._write(drawn)
+        silent = torch.tensor(rng.choices(range(self._bank.asking.shape[1]), k=_ASKING))
+        state, gates, overlap = self._write(drawn, self._bank.asking[:, silent])
         sums: dict[str, float] = {}
         parts = recipe.addressing_weight * (gates + recipe.spread * overlap)
         loss = self._answers(team.share(drawn.asked), drawn.asked, state, sums) + parts / team.size
@@ -77,8 +82,8 @@ class CachedStep:
 
     # Writing
 
-    def _write(self, drawn: Drawn) -> tuple[MemoryState, Tensor, Tensor]:
-        """The states, the loss of the write gates, and the overlap of keys of different facts."""
+    def _write(self, drawn: Drawn, asking: Tensor) -> tuple[MemoryState, Tensor, Tensor]:
+        """The states, the loss of the gates, and the overlap of keys of different facts."""
         layers, device = delta_layers(self._passes.memory), self._passes.device
         batch, config = len(drawn.valid), self._passes.memory.config
         valid, values = drawn.valid.to(device), drawn.values.to(device)
@@ -91,11 +96,14 @@ class CachedStep:
         apart = (about[:, None] != about[None]).to(device)
         empty = torch.zeros(batch, config.num_state_heads, config.rank, config.rank, device=device)
         states, gates, overlaps = [], [], []
-        for layer, hidden in zip(layers, drawn.hidden, strict=True):
+        for layer, hidden, words in zip(layers, drawn.hidden, asking, strict=True):
             x = hidden.to(device).float()
             signals = layer.signals(x)
             states.append(layer.write(signals, empty, valid))
             gates.append(_gate_loss(signals.gates.write, kinds))
+            if config.read_gate:
+                for reading in (x[valid], words.to(device).float()):
+                    gates[-1] = gates[-1] + _SILENT_WEIGHT * _towards(layer.read_gates(reading[None]), _SILENT)
             keys = signals.k[rows.to(device), columns.to(device)]  # (n, H, r)
             crossing = torch.einsum("ahr,bhr->hab", keys, keys).square()
             overlaps.append(crossing[:, apart].mean() if apart.any() else crossing.sum() * 0)
@@ -177,5 +185,9 @@ def _gate_loss(gates: Tensor, kinds: Sequence[Tensor]) -> Tensor:
     for weight, wanted, here in zip(_GATES, (_OPEN, _SHUT, _SHUT_TALK), kinds, strict=True):
         found = gates[here]
         if found.numel():
-            loss = loss + weight * F.binary_cross_entropy(found.clamp(1e-6, 1 - 1e-6), torch.full_like(found, wanted))
+            loss = loss + weight * _towards(found, wanted)
     return loss
+
+
+def _towards(gates: Tensor, wanted: float) -> Tensor:
+    return F.binary_cross_entropy(gates.clamp(1e-6, 1 - 1e-6), torch.full_like(gates, wanted))
