@@ -3,8 +3,8 @@
     python benchmarks/startup.py
 
 Medians over real processes, on the profile in profiles/ and the default backbone of a machine without a GPU (fetch it
-first: deltamem models pull smollm2-135m). The last row leaves out what importing torch and transformers takes, which the
-row before it says.
+first: deltamem models pull smollm2-135m). The last row leaves out what importing torch and transformers takes, which
+the row before it says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "profiles" / "example.safetensors"
-IMPORTS = "import torch, transformers; from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaForCausalLM"
+IMPORTS = "import torch; from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, LlamaForCausalLM"
 
 
 def seconds(words: list[str], repeats: int, first_byte: bool = False) -> float:

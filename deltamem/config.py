@@ -23,6 +23,7 @@ _CHOICES = {
     "memory_write_granularity": ("token", "message_mean", "sentence_mean"),
     "state_update_mode": ("standard", "lambda_outside", "no_lambda"),
     "output_init": ("zero", "random", "base_slice", "base_slice_fixed"),
+    "reads": ("all", "reply"),
     "delta_scale_granularity": ("layer", "head"),
     "delta_scale_parameterization": ("alpha_over_rank",),
 }
@@ -74,6 +75,8 @@ class DeltaMemConfig:
         beta_bias_init: initial bias of the write gate.
         read_gate: scale each query by a gate in (0, 1) of its own. A query of unit length always reads something; the
             gate lets a token that asks for nothing read nothing. Not in the paper.
+        reads: which tokens read: ``all``, or those of a ``reply`` alone and the one before it. What a user says is
+            then written, and asked, as the frozen backbone reads it. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
         target_layers: indices of the adapted layers; empty means all.
         target_modules: name of the attention module in a layer.
@@ -102,6 +105,7 @@ class DeltaMemConfig:
     rankwise_gates: bool = True
     beta_bias_init: float = -1.5
     read_gate: bool = False
+    reads: str = "all"
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
     target_modules: tuple[str, ...] = field(default=("self_attn",))
@@ -169,9 +173,10 @@ class DeltaMemConfig:
     def to_dict(self) -> dict[str, Any]:
         """The live keys, as they are written to JSON."""
         live = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        if not self.read_gate:
-            # Unknown to the published code; adapters made before there were read gates keep their fingerprints.
-            del live["read_gate"]
+        # Unknown to the published code; adapters made before there were such options keep their fingerprints.
+        for name, off in (("read_gate", False), ("reads", "all")):
+            if live[name] == off:
+                del live[name]
         return live
 
     @classmethod

@@ -160,6 +160,7 @@ class DeltaMemory:
         padding: Tensor | None = None,
         written: Tensor | None = None,
         local_gradient: bool = False,
+        reads: Tensor | None = None,
     ) -> _Mode:
         """Calls inside read and write.
 
@@ -169,12 +170,16 @@ class DeltaMemory:
             written: (B, T), false where a token is to read but not to write (a system prompt, say).
             local_gradient: for training. The state carries gradient to the weights that wrote it, and none goes
                 through the backbone, so the call itself can run under `torch.no_grad()` at a third of the cost.
+            reads: (B, T), true for tokens that belong to a reply, and the one before it. An adapter whose
+                configuration says ``reads: reply`` reads at no others; the rest pay it no attention.
         """
-        return _Mode(self._runtime, Directions("write", segments, padding, written, local_gradient))
+        mine = reads if self.config.reads == "reply" else None
+        return _Mode(self._runtime, Directions("write", segments, padding, written, local_gradient, mine))
 
-    def reading(self, padding: Tensor | None = None) -> _Mode:
-        """Calls inside read and leave the state as it is."""
-        return _Mode(self._runtime, Directions("read", padding=padding))
+    def reading(self, padding: Tensor | None = None, reads: Tensor | None = None) -> _Mode:
+        """Calls inside read and leave the state as it is; `padding` and `reads` are those of `writing`."""
+        mine = reads if self.config.reads == "reply" else None
+        return _Mode(self._runtime, Directions("read", padding=padding, reads=mine))
 
     def disabled(self) -> _Mode:
         """Calls inside are the frozen backbone's, bit for bit."""

@@ -36,6 +36,7 @@ class Directions:
     padding: Tensor | None = None
     written: Tensor | None = None
     local_gradient: bool = False
+    reads: Tensor | None = None
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Call:
     _prepared: bool = False
     valid: Tensor | None = None
     written: Tensor | None = None
+    silent: Tensor | None = None
     plan: SegmentPlan | None = None
 
     def prepare(self, batch: int, tokens: int, device: torch.device, segment_writes: bool) -> None:
@@ -58,6 +60,12 @@ class Call:
             self.written = self.directions.written.to(device=device, dtype=torch.bool)
             if tuple(self.written.shape) != (batch, tokens):
                 raise StateError(f"written is {tuple(self.written.shape)} where the call has {(batch, tokens)} tokens")
+        if self.directions.reads is not None:
+            if tuple(self.directions.reads.shape) != (batch, tokens):
+                raise StateError(
+                    f"reads is {tuple(self.directions.reads.shape)} where the call has {(batch, tokens)} tokens"
+                )
+            self.silent = ~self.directions.reads.to(device=device, dtype=torch.bool)
         if segment_writes and self.directions.mode == "write" and self.directions.segments is not None:
             segments = self.directions.segments.to(device)
             if tuple(segments.shape) != (batch, tokens):
@@ -239,6 +247,8 @@ class Runtime:
                 layer.reads = layer.reads.detach()
             else:
                 state = self._run(layer, entry, hidden)
+        if entry.call.silent is not None and layer.reads is not None:
+            layer.reads = layer.reads.masked_fill(entry.call.silent[..., None], 0.0)
         if mode == "write" and replay is None:
             layer.state = state
             if i == 0 and self.segment_counts is not None:

@@ -161,7 +161,7 @@ def train_adapter(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the adapter and its checkpoints.")],
     backbone: BackboneOption = None,
     preset: Annotated[
-        str, typer.Option(help="deltamem or published: where every value not given here comes from.")
+        str, typer.Option(help="deltamem, cached or published: where every value not given here comes from.")
     ] = "deltamem",
     data: Annotated[
         list[str] | None,
@@ -211,6 +211,7 @@ def train_adapter(
     read_gate: Annotated[
         bool | None, typer.Option("--read-gate/--no-read-gate", help="Let tokens that ask for nothing read nothing.")
     ] = None,
+    reads: Annotated[str | None, typer.Option(help="all: every token reads; reply: those of replies.")] = None,
     layers: Annotated[str | None, typer.Option(help="Which layers, e.g. 0,5,10-20. Default: all.")] = None,
     warm_start: Annotated[
         bool | None,
@@ -240,6 +241,7 @@ def train_adapter(
         "delta_heads": None if correct is None else tuple(correct),
         "rankwise_gates": row_gates,
         "read_gate": read_gate,
+        "reads": reads,
         "target_layers": None if layers is None else layer_numbers(layers),
     }
     recipe = {

@@ -176,3 +176,21 @@ def test_wrong_lines_are_named(tmp_path: Path, bad: Any, match: str) -> None:
     path = lines(tmp_path / "x.jsonl", {"messages": CHAT}, bad)
     with pytest.raises(DataError, match=rf"x\.jsonl, line 2: .*{match}"):
         load_episodes(path)
+
+
+def test_replies_and_the_token_before_them_are_marked_as_reading(tokenizer: Any) -> None:
+    form = ChatFormat.of(tokenizer)
+    episode = Episode((Turn("hello", "hi you"), Turn("more", "ok")), (Question("who?", "me", "me"),))
+    history = write_batch(form, [episode])
+    said = [tokenizer.decode([i]) for i in history.ids[0][history.reads[0]].tolist()]
+    before = tokenizer.decode(form.answer[-1:])
+    assert said == [before, *"hi you", before, *"ok"]
+    earlier = Question("what?", "that", earlier=(Question("who?", "me"),))
+    asked = read_batch(form, [(0, earlier), (0, episode.questions[0])])
+    assert [
+        "".join(tokenizer.decode([i]) for i in row[reads].tolist())
+        for row, reads in zip(asked.ids, asked.reads, strict=True)
+    ] == [
+        f"{before}me{before}that",
+        f"{before}me",
+    ]

@@ -9,7 +9,7 @@ import torch
 
 from deltamem import DeltaMemory, MemoryState
 from deltamem.errors import StateError
-from deltamem.session import ChatSession, Sampling, TextChunk, TurnFinished
+from deltamem.session import ChatSession, MemoryMode, Sampling, TextChunk, TurnFinished
 from tests.conftest import make_memory, make_model
 
 
@@ -265,3 +265,26 @@ def test_a_reply_in_pieces_is_whole_characters(tokenizer: Any) -> None:
 def test_sampling_out_of_range_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(bad))):
         Sampling(**bad)  # type: ignore[arg-type]
+
+
+def test_what_a_user_says_is_read_by_the_frozen_backbone_where_only_replies_read(tokenizer: Any) -> None:
+    model = make_model()
+    memory = make_memory(model, reads="reply")
+    seen: list[torch.Tensor] = []
+    stop = memory.watch(lambda layer, hidden: seen.append(hidden.clone()) if layer == 2 else None)
+
+    def prompts(mode: MemoryMode) -> list[torch.Tensor]:
+        session = ChatSession(model, tokenizer, memory, mode=mode, sampling=Sampling(temperature=0, max_tokens=3))
+        list(session.send("hello there"))
+        session.clear_window()  # the second turn reads what the first one wrote
+        seen.clear()
+        list(session.send("who am I?"))
+        return [hidden for hidden in seen if hidden.shape[1] > 1]
+
+    with_memory, frozen = prompts("on"), prompts("off")
+    stop()
+    assert len(with_memory) == len(frozen) > 1
+    for ours, theirs in zip(with_memory[:-1], frozen[:-1], strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(with_memory[-1][:, :-1], frozen[-1][:, :-1])
+    assert not torch.equal(with_memory[-1][:, -1], frozen[-1][:, -1]), "the token before the reply reads"

@@ -22,6 +22,7 @@ class WriteBatch:
         written: (B, T), true for what somebody said.
         segments: (B, T), the number of the message a token belongs to, -1 for none.
         values: (B, T), question number + 1 (in `Episode.asked`) for tokens of a value that is asked about, else 0.
+        reads: (B, T), true for tokens of a reply and the one before it.
     """
 
     ids: Tensor
@@ -29,6 +30,7 @@ class WriteBatch:
     written: Tensor
     segments: Tensor
     values: Tensor
+    reads: Tensor
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class ReadBatch:
         targets: (N, K), the token expected after each of the last K positions but the last; -100 for none.
         values: (N, K), question number in the window + 1 where the target is part of a remembered value, else 0.
         starts: (N, K), true where the target is the first token of an answer.
+        reads: (N, T), true for tokens of an answer and the one before it.
     """
 
     ids: Tensor
@@ -50,6 +53,7 @@ class ReadBatch:
     targets: Tensor
     values: Tensor
     starts: Tensor
+    reads: Tensor
 
     def expected(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of the M positions that count, row by row: targets, which are of a value, which begin an answer; (M,) each.
@@ -69,16 +73,19 @@ def write_batch(form: ChatFormat, episodes: Sequence[Episode]) -> WriteBatch:
     valid = torch.zeros(len(rows), length, dtype=torch.bool)
     segments = torch.full((len(rows), length), -1)
     values = torch.zeros(len(rows), length, dtype=torch.long)
-    for i, (tokens, numbers, marks) in enumerate(rows):
+    reads = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, (tokens, numbers, marks, reading) in enumerate(rows):
         ids[i, : len(tokens)] = torch.tensor(tokens)
         valid[i, : len(tokens)] = True
         segments[i, : len(tokens)] = torch.tensor(numbers)
         values[i, : len(tokens)] = torch.tensor(marks)
-    return WriteBatch(ids, valid, segments >= 0, segments, values)
+        reads[i, : len(tokens)] = torch.tensor(reading)
+    return WriteBatch(ids, valid, segments >= 0, segments, values, reads)
 
 
-def _history(form: ChatFormat, episode: Episode) -> tuple[list[int], list[int], list[int]]:
+def _history(form: ChatFormat, episode: Episode) -> tuple[list[int], list[int], list[int], list[bool]]:
     tokens: list[int] = []
+    reads: list[bool] = []
     segments: list[int] = []
     marks: list[int] = []
     message = 0
@@ -89,8 +96,11 @@ def _history(form: ChatFormat, episode: Episode) -> tuple[list[int], list[int], 
             tokens += part
             segments += [message if said else -1] * len(part)
             marks += _find_values(form, part, episode.asked) if said else [0] * len(part)
+            reads += [False] * len(part)
             message += said
-    return tokens, segments, marks
+        own = len(form.text(turn.reply))
+        reads[len(reads) - own - 1 :] = [True] * (own + 1)
+    return tokens, segments, marks, reads
 
 
 def _find_values(form: ChatFormat, tokens: list[int], questions: Sequence[Question]) -> list[int]:
@@ -121,15 +131,17 @@ def read_batch(form: ChatFormat, asked: Sequence[tuple[int, Question]]) -> ReadB
     targets = torch.full((len(rows), length), -100)
     values = torch.zeros(len(rows), length, dtype=torch.long)
     starts = torch.zeros(len(rows), length, dtype=torch.bool)
-    for i, (tokens, expected, value, firsts) in enumerate(rows):
+    reads = torch.zeros(len(rows), length, dtype=torch.bool)
+    for i, (tokens, expected, value, firsts, reading) in enumerate(rows):
         for first in firsts:
             starts[i, length - len(tokens) + first] = True
         ids[i, -len(tokens) :] = torch.tensor(tokens)
         valid[i, -len(tokens) :] = True
         targets[i, -len(tokens) :] = torch.tensor(expected)
         values[i, -len(tokens) :] = torch.tensor(value)
+        reads[i, -len(tokens) :] = torch.tensor(reading)
     of = torch.tensor([row for row, _ in asked])
-    return ReadBatch(ids, valid, of, targets[:, -most:], values[:, -most:], starts[:, -most:])
+    return ReadBatch(ids, valid, of, targets[:, -most:], values[:, -most:], starts[:, -most:], reads)
 
 
 def ask_tokens(form: ChatFormat, question: Question) -> list[int]:
@@ -141,8 +153,11 @@ def ask_tokens(form: ChatFormat, question: Question) -> list[int]:
     return tokens
 
 
-def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int], list[int], list[int]]:
-    """Tokens, what is expected after each (-100: nothing), which of those are values, and where answers begin."""
+def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int], list[int], list[int], list[bool]]:
+    """Tokens, what is expected after each (-100: nothing), which of those are values, where answers begin, and which
+    tokens read.
+    """
+    reads: list[bool] = []
     tokens: list[int] = []
     expected: list[int] = []
     marks: list[int] = []
@@ -155,9 +170,10 @@ def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int],
         quiet = [-100] * (len(ask) - 1)
         firsts += [len(tokens) + len(quiet)] if counts else []
         tokens += ask + answer
+        reads += [False] * len(quiet) + [True] * (len(answer) + 1)
         expected += quiet + ([*answer, form.following[0]] if counts else [-100] * (len(answer) + 1))
         marks += [0] * len(quiet) + ([*value, 0] if counts else [0] * (len(answer) + 1))
-    return tokens, expected, marks, firsts
+    return tokens, expected, marks, firsts, reads
 
 
 def expected_tokens(form: ChatFormat, question: Question) -> tuple[list[int], list[int]]:

@@ -72,7 +72,7 @@ class Passes:
             self.memory.state = start
         segments = batch.segments.to(self.device) if self.memory.config.writes_segments else None
         written = batch.written.to(self.device)
-        mode = self.memory.writing(segments=segments, written=written, local_gradient=local_gradient)
+        mode = self.memory.writing(segments=segments, written=written, local_gradient=local_gradient, reads=batch.reads)
         with torch.no_grad() if local_gradient else nullcontext(), mode:
             self.run(batch)
         return self.memory.state
@@ -96,7 +96,7 @@ class Passes:
             mode = self.memory.disabled()
         else:
             self.memory.state = state.select(batch.rows.tolist())
-            mode = self.memory.reading()
+            mode = self.memory.reading(reads=batch.reads)
         with mode:
             return self.logits_at(
                 batch.targets != -100,
@@ -133,8 +133,10 @@ class Passes:
         cache = self.opening_cache(len(asks))
         said: list[list[int]] = [[] for _ in asks]
         done = [False] * len(asks)
-        with self.memory.disabled() if state is None else self.memory.reading():
-            for _ in range(max_tokens):
+        reads = torch.zeros_like(ids, dtype=torch.bool)
+        for _ in range(max_tokens):
+            reads[:, -1] = True  # of what is asked, only the token before the reply
+            with self.memory.disabled() if state is None else self.memory.reading(reads=reads):
                 out = self.model(
                     input_ids=ids,
                     attention_mask=mask,
@@ -143,13 +145,14 @@ class Passes:
                     use_cache=True,
                     logits_to_keep=1,
                 )
-                ids = out.logits[:, -1].argmax(-1, keepdim=True)
-                mask = F.pad(mask, (0, 1), value=1)
-                positions = positions[:, -1:] + 1
-                for i, token in enumerate(ids[:, 0].tolist()):
-                    done[i] = done[i] or token in self.form.stops
-                    if not done[i]:
-                        said[i].append(token)
-                if all(done):
-                    break
+            ids = out.logits[:, -1].argmax(-1, keepdim=True)
+            reads = torch.zeros_like(ids, dtype=torch.bool)
+            mask = F.pad(mask, (0, 1), value=1)
+            positions = positions[:, -1:] + 1
+            for i, token in enumerate(ids[:, 0].tolist()):
+                done[i] = done[i] or token in self.form.stops
+                if not done[i]:
+                    said[i].append(token)
+            if all(done):
+                break
         return [self.form.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]

@@ -86,7 +86,7 @@ def answer_batch(asked: Sequence[tuple[int, Prefix, Sequence[int], Sequence[int]
         valid[i, : len(answer)] = True
         targets[i, : len(answer)] = torch.tensor(answer)
         values[i, : len(answer)] = torch.tensor(marks)
-    return ReadBatch(ids, valid, torch.tensor([row for row, *_ in asked]), targets, values, starts)
+    return ReadBatch(ids, valid, torch.tensor([row for row, *_ in asked]), targets, values, starts, valid)
 
 
 def read_answers(passes: Passes, prefixes: Sequence[Prefix], batch: ReadBatch, state: MemoryState) -> Tensor:

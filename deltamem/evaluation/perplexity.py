@@ -107,7 +107,7 @@ def _losses(passes: Passes, rows: Sequence[list[int]], state: MemoryState | None
     targets = torch.full_like(ids, -100)
     targets[:, :-1] = ids[:, 1:]
     all_valid = torch.ones_like(ids, dtype=torch.bool)
-    batch = ReadBatch(ids, all_valid, torch.arange(len(rows)), targets, torch.zeros_like(ids), ~all_valid)
+    batch = ReadBatch(ids, all_valid, torch.arange(len(rows)), targets, torch.zeros_like(ids), ~all_valid, all_valid)
     with torch.no_grad():
         logits = passes.read(batch, state)
         wanted = batch.expected()[0].to(logits.device)

@@ -216,7 +216,8 @@ class ChatSession:
                 segments.begin()
             for piece in segments.split(part) if is_said else chunks(part, self._window.chunk):
                 reply.evicted |= self._window.make_room(len(piece) + self._reserve())
-                reply.logits = self._feed(piece, is_said, segments, reply)
+                last = part is self.form.answer and done + len(piece) == total
+                reply.logits = self._feed(piece, is_said, [False] * (len(piece) - 1) + [last], segments, reply)
                 done += len(piece)
                 yield Ingested(done, total)
             if is_said:
@@ -225,9 +226,9 @@ class ChatSession:
         reply.prompt_tokens = total
         reply.prompt_seconds = time.monotonic() - began
 
-    def _feed(self, ids: list[int], said: bool, segments: Segmenter, reply: _Reply) -> Tensor:
+    def _feed(self, ids: list[int], said: bool, reads: list[bool], segments: Segmenter, reply: _Reply) -> Tensor:
         with self._trace.watching():
-            logits = self._window.feed(ids, [said] * len(ids), self._mode_for)
+            logits = self._window.feed(ids, [said] * len(ids), reads, self._mode_for)
             if said:
                 self._trace.fed(ids)
                 segments.fed(ids)
@@ -253,7 +254,7 @@ class ChatSession:
                     break
                 # Fed before it is shown: what a user has seen is in the state, wherever the reply is cut off.
                 reply.evicted |= self._window.make_room(1)
-                reply.logits = self._feed([token], True, segments, reply)
+                reply.logits = self._feed([token], True, [True], segments, reply)
                 reply.tokens += 1
                 if piece := reply.text.add(token):
                     yield TextChunk(piece)
@@ -297,14 +298,14 @@ class ChatSession:
 
     # Modes
 
-    def _mode_for(self, written: Tensor | None) -> AbstractContextManager[None]:
+    def _mode_for(self, written: Tensor | None, reads: Tensor) -> AbstractContextManager[None]:
         if self.memory is None:
             return nullcontext()
         if self._mode == "off":
             return self.memory.disabled()
         if self._mode == "on" and written is not None:
-            return self.memory.writing(written=written)
-        return self.memory.reading()
+            return self.memory.writing(written=written, reads=reads)
+        return self.memory.reading(reads=reads)
 
     def _frozen(self) -> AbstractContextManager[None]:
         return nullcontext() if self.memory is None else self.memory.disabled()

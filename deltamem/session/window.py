@@ -19,8 +19,8 @@ from transformers import DynamicCache
 CHUNK = 256
 """Tokens per call while reading a prompt: bounds the memory of a call and lets a user interrupt."""
 
-Mode = Callable[[Tensor | None], AbstractContextManager[None]]
-"""Given which tokens of a call are to be written (1, T), or None for none: the mode to run it in."""
+Mode = Callable[[Tensor | None, Tensor], AbstractContextManager[None]]
+"""Given which tokens of a call are to be written (1, T), or None for none, and which belong to a reply: its mode."""
 
 
 class ContextWindow:
@@ -108,19 +108,20 @@ class ContextWindow:
         self.invalidate()
         return True
 
-    def feed(self, ids: list[int], written: list[bool], mode: Mode) -> Tensor:
+    def feed(self, ids: list[int], written: list[bool], reads: list[bool], mode: Mode) -> Tensor:
         """Run the next tokens of the current turn in one call.
 
         Args:
             ids: token ids.
             written: which of them are to be written into the state.
+            reads: which of them belong to a reply, or come just before one.
             mode: makes the mode of the call.
 
         Returns:
             Logits (1, vocabulary) after the last token.
         """
         self._ensure(mode)
-        logits = self._run(ids, mode(torch.tensor([written]) if any(written) else None))
+        logits = self._run(ids, mode(torch.tensor([written]) if any(written) else None, torch.tensor([reads])))
         self.turns[-1].extend(ids)
         return logits
 
@@ -131,7 +132,8 @@ class ContextWindow:
             self._run(self.opening, self.frozen())
             kept = [token for turn in self.turns for token in turn]
             for part in chunks(kept, self.chunk):
-                self._run(part, mode(None))
+                # Which of them were replies is not kept: they are read as what was said is.
+                self._run(part, mode(None, torch.zeros(1, len(part), dtype=torch.bool)))
 
     def _run(self, ids: list[int], mode: AbstractContextManager[None]) -> Tensor:
         with mode:

@@ -20,8 +20,18 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "deltamem": Preset(
-        DeltaMemConfig(delta_heads=("o",), state_update_mode="no_lambda", rankwise_gates=False, read_gate=True),
-        Recipe(cached_steps=1200),
+        DeltaMemConfig(delta_heads=("q", "o"), state_update_mode="no_lambda", output_init="base_slice"),
+        Recipe(),
+        warm_start=True,
+        curriculum=True,
+    ),
+    # Most steps on cached hidden states. Learning rates differ as the sizes of the numbers do. It takes in several facts
+    # faster and leaves ordinary talk alone; free-running replies are behind those of the whole passes so far.
+    "cached": Preset(
+        DeltaMemConfig(
+            delta_heads=("o",), state_update_mode="no_lambda", rankwise_gates=False, read_gate=True, reads="reply"
+        ),
+        Recipe(cached_steps=1200, value_rate=2.5, gate_rate=5.0, output_rate=3.0),
         warm_start=True,
         curriculum=True,
     ),

@@ -22,7 +22,7 @@ class Recipe:
         learning_rate: peak of AdamW.
         fitted_rate: learning rate of W_q and W_k, relative to `learning_rate`. They begin fitted, and Adam's steps do
             not get smaller where there is little to learn.
-        value_rate: that of W_v. This and the next two differ as the sizes of the numbers do.
+        value_rate: that of W_v.
         gate_rate: that of the write gates.
         output_rate: that of the corrections.
         betas: of AdamW.
@@ -64,9 +64,9 @@ class Recipe:
     truncate: int = 4
     learning_rate: float = 2e-3
     fitted_rate: float = 0.1
-    value_rate: float = 2.5
-    gate_rate: float = 5.0
-    output_rate: float = 3.0
+    value_rate: float = 0.1
+    gate_rate: float = 0.1
+    output_rate: float = 1.0
     betas: tuple[float, float] = (0.9, 0.95)
     warmup: int = 30
     decay: float = 0.4
