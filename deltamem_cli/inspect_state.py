@@ -159,7 +159,7 @@ def _lines(profile: Profile, seen: Overview) -> list[tuple[str, str]]:
     return [
         *lines,
         ("how full", f"{100 * seen.fullness:.0f} %: {seen.used:.1f} of {seen.rank} directions of a layer are in use"),
-        ("how fresh", f"{info.turns} turns, {info.tokens} tokens, last written {_ago(info.updated)}"),
+        ("how fresh", f"{info.turns} turn{'s' * (info.turns != 1)}, {info.tokens} tokens, last written {_ago(info.updated)}"),
         ("what changed", f"the last turn changed it by {100 * seen.last_turn:.0f} %{lately}"),
         ("saturated", saturated),
         ("out of the ordinary", loud),

@@ -25,8 +25,8 @@ PRESETS: dict[str, Preset] = {
         warm_start=True,
         curriculum=True,
     ),
-    # Most steps on cached hidden states. Learning rates differ as the sizes of the numbers do. It takes in several facts
-    # faster and leaves ordinary talk alone; free-running replies are behind those of the whole passes so far.
+    # Most steps on cached hidden states. Learning rates differ as the sizes of the numbers do. It leaves ordinary talk
+    # alone; free-running replies are behind those of the whole passes so far.
     "cached": Preset(
         DeltaMemConfig(
             delta_heads=("o",), state_update_mode="no_lambda", rankwise_gates=False, read_gate=True, reads="reply"
