@@ -154,12 +154,13 @@ def _lines(profile: Profile, seen: Overview) -> list[tuple[str, str]]:
     if seen.empty:
         return [*lines, ("memory", "empty")]
     lately = f", the last {seen.lately_turns} by {100 * seen.lately:.0f} %" if seen.lately_turns > 1 else ""
+    turns = "1 turn" if info.turns == 1 else f"{info.turns} turns"
     saturated = _saturated(seen, len(info.layers))
     loud = f"layers {_ranges(seen.loud)} stand out (over five times the median norm)" if seen.loud else "none"
     return [
         *lines,
         ("how full", f"{100 * seen.fullness:.0f} %: {seen.used:.1f} of {seen.rank} directions of a layer are in use"),
-        ("how fresh", f"{info.turns} turn{'s' * (info.turns != 1)}, {info.tokens} tokens, last written {_ago(info.updated)}"),
+        ("how fresh", f"{turns}, {info.tokens} tokens, last written {_ago(info.updated)}"),
         ("what changed", f"the last turn changed it by {100 * seen.last_turn:.0f} %{lately}"),
         ("saturated", saturated),
         ("out of the ordinary", loud),
