@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from deltamem.errors import DataError, ProfileError
 from deltamem.inspection import HeadSummary, Matrices, Moment, Overview, matrix_rows, overview, summarize
 from deltamem.profiles import Profile, ProfileStore, load_profile
+from deltamem.profiles.history import History
 from deltamem_cli.terminal import heatmap, notice, out, pairs, table, write_json
-
-if TYPE_CHECKING:
-    from deltamem.profiles.history import History
 
 _LATELY = 10
 
@@ -41,13 +39,13 @@ def run_inspect(options: InspectOptions) -> None:
     path = ProfileStore().existing(options.profile)
     profile = load_profile(path)
     _check(profile, options.layer, options.head)
-    moments = _moments(path, profile)
+    history = History(History.beside(path), profile)
     if options.turns:
-        _show_turns(moments, options.json)
+        _show_turns(_moments(history, profile), options.json)
         return
-    seen = _overview(path, profile)
+    seen = _overview(history, profile)
     if options.plot is not None or options.report is not None:
-        _draw(options, path, profile, seen, moments)
+        _draw(options, path, profile, seen, history)
         return
     if options.json:
         _write_json(options, path, profile, seen)
@@ -102,14 +100,7 @@ def show_heads(
 # The past
 
 
-def _history(path: Path, profile: Profile) -> History:
-    from deltamem.profiles.history import History
-
-    return History(History.beside(path), profile)
-
-
-def _moments(path: Path, profile: Profile) -> list[Moment]:
-    history = _history(path, profile)
+def _moments(history: History, profile: Profile) -> list[Moment]:
     return [
         Moment.of(
             history.matrices(e.id), turns=e.turns, kind=e.kind, time=e.time, change=e.change, gates=e.gates
@@ -118,8 +109,7 @@ def _moments(path: Path, profile: Profile) -> list[Moment]:
     ]  # fmt: skip
 
 
-def _overview(path: Path, profile: Profile) -> Overview:
-    history = _history(path, profile)
+def _overview(history: History, profile: Profile) -> Overview:
     line = history.line(profile.info.entry)
     past, turns = None, 0
     if len(line) > 1:
@@ -201,7 +191,7 @@ def _write_json(options: InspectOptions, path: Path, profile: Profile, seen: Ove
     write_json(value)
 
 
-def _draw(options: InspectOptions, path: Path, profile: Profile, seen: Overview, moments: Sequence[Moment]) -> None:
+def _draw(options: InspectOptions, path: Path, profile: Profile, seen: Overview, history: History) -> None:
     info = profile.info
     if options.plot is not None:
         from deltamem.inspection.figures import save_plot
@@ -211,6 +201,7 @@ def _draw(options: InspectOptions, path: Path, profile: Profile, seen: Overview,
     if options.report is not None:
         from deltamem.inspection.report import html_report
 
+        moments = _moments(history, profile)
         heads = summarize(profile.matrices, profile.matrices_before, info.layers)
         page = html_report(
             f"deltamem profile {path.stem}", _lines(profile, seen), profile.matrices, info.layers, heads, moments

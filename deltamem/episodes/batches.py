@@ -98,8 +98,8 @@ def _history(form: ChatFormat, episode: Episode) -> tuple[list[int], list[int], 
             marks += _find_values(form, part, episode.asked) if said else [0] * len(part)
             reads += [False] * len(part)
             message += said
-        own = len(form.text(turn.reply))
-        reads[len(reads) - own - 1 :] = [True] * (own + 1)
+        # The last part was the reply.
+        reads[len(reads) - len(part) - 1 :] = [True] * (len(part) + 1)
     return tokens, segments, marks, reads
 
 

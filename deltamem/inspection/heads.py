@@ -52,7 +52,6 @@ def summarize(matrices: Matrices, before: Matrices, layers: Sequence[int]) -> li
         for head in range(matrices.shape[1]):
             matrix = matrices[i, head]
             norm = float(np.linalg.norm(matrix))
-            change = float(np.linalg.norm(matrix - before[i, head]))
             summaries.append(
                 HeadSummary(
                     layer=layer,
@@ -60,7 +59,7 @@ def summarize(matrices: Matrices, before: Matrices, layers: Sequence[int]) -> li
                     norm=norm,
                     largest=float(matrix.flat[np.abs(matrix).argmax()]),
                     effective_rank=float(ranks[i, head]),
-                    change=change / norm if norm else 0.0,
+                    change=change_between(before[i, head], matrix),
                 )
             )
     return summaries

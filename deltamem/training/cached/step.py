@@ -78,7 +78,7 @@ class CachedStep:
         loss = loss + self._left_alone(team.share(prompts), prompts, state, sums)
         loss.backward()
         team.sum_gradients(list(self._passes.memory.parameters()))
-        return self._report(sums, float(gates.detach()), float(overlap.detach()), drawn)
+        return self._report(sums, float(gates.detach()), float(overlap.detach()))
 
     # Writing
 
@@ -161,7 +161,7 @@ class CachedStep:
         sums["ordinary"] = float(mean.detach())
         return self._recipe.ordinary_weight * mean
 
-    def _report(self, sums: dict[str, float], gates: float, overlap: float, drawn: Drawn) -> dict[str, float]:
+    def _report(self, sums: dict[str, float], gates: float, overlap: float) -> dict[str, float]:
         recipe = self._recipe
         asked = sums.pop("asked")
         names = ("value", "start", "rest", "ordinary", "right")
