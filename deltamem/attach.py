@@ -7,7 +7,7 @@ implementation stay as they are, and taking the hooks off gives the model back b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -107,14 +107,14 @@ class Hooks:
     def __init__(self) -> None:
         self._handles: list[Any] = []
 
-    def on_call(self, model: nn.Module, before: Callable[[Any], None], after: Callable[[], None]) -> None:
-        """Watch whole calls of the model: `before` gets the attention mask, `after` runs even on errors."""
+    def on_call(self, model: nn.Module, before: Callable[[Any], None], after: Callable[[bool], None]) -> None:
+        """Watch whole calls of the model: `before` gets the attention mask, `after` whether it ended well."""
 
         def pre(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             before(kwargs.get("attention_mask", args[1] if len(args) > 1 else None))
 
-        def post(_module: nn.Module, _args: Any, _output: Any) -> None:
-            after()
+        def post(_module: nn.Module, _args: Any, output: Any) -> None:
+            after(output is not None)
 
         self._handles.append(model.register_forward_pre_hook(pre, with_kwargs=True))
         self._handles.append(model.register_forward_hook(post, always_call=True))
@@ -140,9 +140,13 @@ class Hooks:
             watch(module, inside)
 
     def on_attention(
-        self, site: AttentionSite, enter: Callable[[Tensor], None], bend: Callable[[str, Tensor], Tensor]
+        self,
+        site: AttentionSite,
+        enter: Callable[[Tensor], None],
+        bend: Callable[[str, Tensor], Tensor],
+        projections: Sequence[str],
     ) -> None:
-        """Hand hidden states entering the attention to `enter`, and projection outputs to `bend`."""
+        """Hand hidden states entering the attention to `enter`, and the outputs of some projections to `bend`."""
 
         def pre(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden = args[0] if args else kwargs.get("hidden_states")
@@ -151,7 +155,7 @@ class Hooks:
             enter(hidden)
 
         self._handles.append(site.attention.register_forward_pre_hook(pre, with_kwargs=True))
-        for name in PROJECTIONS:
+        for name in projections:
 
             def post(_module: nn.Module, _args: Any, output: Tensor, name: str = name) -> Tensor:
                 return bend(name, output)

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.recurrence import Gates, delta_rule, gates_from, mask_gates
 
-_EPS = 1e-6
+UNIT_EPS = 1e-6
+"""Length below which a query or a key is not scaled up to 1."""
+
 _READ_GATE_OPEN = 3.0
 """Bias a read gate starts with: almost open, so that training decides where to shut it."""
 
@@ -219,4 +221,4 @@ class DeltaLayer(nn.Module):
 
 def _unit(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / norm.clamp_min(_EPS)
+    return x / norm.clamp_min(UNIT_EPS)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,7 @@ class DeltaMemory:
         self.adapter = nn.ModuleList(layers)
         self._runtime = Runtime(self._sites, layers)
         self._hooks = Hooks()
+        self._watches_blocks = False
         self._put_hooks()
         setattr(model, _MARK, self)
 
@@ -218,7 +220,7 @@ class DeltaMemory:
         """
         hooks = Hooks()
         for i, site in enumerate(self._sites):
-            hooks.on_attention(site, partial(seen, i), lambda _name, output: output)
+            hooks.on_attention(site, partial(seen, i), lambda _name, output: output, ())
         return hooks.remove
 
     @contextmanager
@@ -231,13 +233,20 @@ class DeltaMemory:
             self._runtime.trace = before
 
     def _put_hooks(self) -> None:
-        runtime = self._runtime
+        runtime, bent = self._runtime, self.config.delta_heads
         decoder = getattr(self.model, "base_model", None)
         for module in {id(m): m for m in (self.model, decoder) if isinstance(m, nn.Module)}.values():
-            self._hooks.on_call(module, runtime.begin, runtime.end)
+            self._hooks.on_call(module, self._begin, runtime.end)
         for i, site in enumerate(self._sites):
-            self._hooks.on_block(site, partial(runtime.enter_block, i), partial(runtime.recall, i))
-            self._hooks.on_attention(site, partial(runtime.enter_attention, i), partial(runtime.bend, i))
+            self._hooks.on_attention(site, partial(runtime.enter_attention, i), partial(runtime.bend, i), bent)
+
+    def _begin(self, attention_mask: Any) -> None:
+        if not self._watches_blocks and self._sites[0].block.training:
+            # Only training can be checkpointed; a hook on every module of every layer would slow decoding.
+            self._watches_blocks = True
+            for i, site in enumerate(self._sites):
+                self._hooks.on_block(site, partial(self._runtime.enter_block, i), partial(self._runtime.recall, i))
+        self._runtime.begin(attention_mask)
 
     def detach(self) -> None:
         """Take the memory off; the model is as it was before."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from deltamem.attach import AttentionSite
 from deltamem.errors import StateError
 from deltamem.layer import DeltaLayer
 from deltamem.segments import SegmentPlan, plan_segments
+from deltamem.token_steps import TokenSteps
 
 Mode = Literal["write", "read", "off"]
 
@@ -39,6 +41,13 @@ class Directions:
     reads: Tensor | None = None
 
 
+class Single(NamedTuple):
+    """What the one token of a call of one sequence does."""
+
+    reads: bool
+    writes: bool
+
+
 @dataclass
 class Call:
     """One call of the model: its directions, and what is worked out once for all layers."""
@@ -50,6 +59,7 @@ class Call:
     written: Tensor | None = None
     silent: Tensor | None = None
     plan: SegmentPlan | None = None
+    single: Single | None = None
 
     def prepare(self, batch: int, tokens: int, device: torch.device, segment_writes: bool) -> None:
         """Work out padding and segments, now that the call's shape is known."""
@@ -71,6 +81,12 @@ class Call:
             if tuple(segments.shape) != (batch, tokens):
                 raise StateError(f"segments are {tuple(segments.shape)} where the call has {(batch, tokens)} tokens")
             self.plan = plan_segments(segments, self.valid)
+        if (batch, tokens) == (1, 1):
+            there = self.valid is None or bool(self.valid)
+            self.single = Single(
+                reads=there and not (self.silent is not None and self.silent),
+                writes=there and self.directions.mode == "write" and (self.written is None or bool(self.written)),
+            )
         self._prepared = True
 
     def gathered(self) -> Tensor | None:
@@ -138,7 +154,18 @@ class Runtime:
         config = weights[0].config
         self._segment_writes = config.writes_segments
         self._shape = (config.num_state_heads, config.rank, config.rank)
-        self.layers = [_Layer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
+        self._layers = [_Layer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
+        self._steps: TokenSteps | None = None
+        self._stepping = False
+
+    @property
+    def layers(self) -> list[_Layer]:
+        """The layers, with their states as they are now."""
+        if self._steps is not None and self._steps.states is not None:
+            states, self._steps.states = self._steps.states, None
+            for layer, state in zip(self._layers, states, strict=True):
+                layer.state = torch.from_numpy(state)[None]
+        return self._layers
 
     def _empty(self, weights: DeltaLayer, batch: int) -> Tensor:
         like = weights.memory_q_proj
@@ -187,11 +214,13 @@ class Runtime:
             self._call = Call(self.directions, attention_mask)
         self._depth += 1
 
-    def end(self) -> None:
+    def end(self, well: bool) -> None:
         """The innermost call ended, well or not."""
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
             self._call = None
+            if self._stepping:
+                self._end_step(well)
 
     def enter_block(self, i: int, hidden: Tensor) -> None:
         """A decoder layer is entered in training; where it is checkpointed, keep the state it enters with.
@@ -217,6 +246,8 @@ class Runtime:
 
     def enter_attention(self, i: int, hidden: Tensor) -> None:
         """Hidden states (B, T, hidden) enter layer i's attention: read, and write where that is the mode."""
+        if self._step(i, hidden):
+            return
         layer = self.layers[i]
         replay, layer.replay = layer.replay if self._call is None else None, None
         if replay is not None:
@@ -271,6 +302,52 @@ class Runtime:
         layer.reads, state = weights.read_and_write(hidden, state, call.valid, call.written, self._tracing(layer))
         return state
 
+    # Single tokens
+
+    def _step(self, i: int, hidden: Tensor) -> bool:
+        """A single token of a single sequence on a CPU goes the short way; false where this is something else."""
+        call = self._call
+        if call is None or call.directions.mode == "off" or torch.is_grad_enabled():
+            return False
+        if i == 0:
+            self._stepping = hidden.shape[:2] == (1, 1) and hidden.device.type == "cpu" and self._can_step()
+            if self._stepping:
+                call.prepare(1, 1, hidden.device, segment_writes=False)
+        if not self._stepping or call.single is None:
+            return False
+        assert self._steps is not None
+        if call.single.reads:
+            self._steps.read(i, hidden)
+        else:
+            self._steps.skip(i)
+        if call.single.writes:
+            self._steps.keep(hidden)
+        return True
+
+    def _can_step(self) -> bool:
+        """Make `TokenSteps` where they can be used, and hand them the states."""
+        if self._steps is None or not self._steps.hold():
+            weights = [layer.weights for layer in self.layers]  # which takes the states back from the old ones
+            self._steps = TokenSteps(weights) if TokenSteps.fit(weights) else None
+            if self._steps is None:
+                return False
+        if self._steps.states is None:
+            if self.batch_size != 1 or self._layers[0].state.requires_grad:
+                return False
+            self._steps.states = np.stack([layer.state[0].numpy() for layer in self._layers])
+        return True
+
+    def _end_step(self, well: bool) -> None:
+        assert self._steps is not None
+        self._stepping = False
+        if not well:
+            self._steps.drop()
+            return
+        gates = self._steps.write()
+        if gates is not None and self.trace is not None:
+            for layer, gate in zip(self._layers, torch.from_numpy(gates), strict=True):
+                self.trace(layer.site.number, gate[None, None])
+
     def _tracing(self, layer: _Layer) -> Callable[[Tensor], None] | None:
         return None if self.trace is None else partial(self.trace, layer.site.number)
 
@@ -287,9 +364,12 @@ class Runtime:
 
     def bend(self, i: int, projection: str, output: Tensor) -> Tensor:
         """A projection of layer i returned: add its correction."""
-        layer = self.layers[i]
+        if self._stepping:
+            assert self._steps is not None
+            return self._steps.correct(i, projection, output)
+        layer = self._layers[i]
         reads = layer.reads
-        if reads is None or not layer.weights.corrects(projection):
+        if reads is None:
             return output
         return output + layer.weights.correction(projection, reads).to(output.dtype)
 

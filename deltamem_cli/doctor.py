@@ -35,7 +35,7 @@ def _facts() -> dict[str, Any]:
     from deltamem.adapter import shipped_adapters
     from deltamem.backbones.catalog import CATALOG
     from deltamem.backbones.fetch import local_path
-    from deltamem.backbones.load import default_backbone, pick_device
+    from deltamem.backbones.load import default_backbone, default_quantization, pick_device
     from deltamem.paths import cache_dir, profiles_dir
     from deltamem_cli.opening import CPU_CONTEXT, GPU_CONTEXT
 
@@ -50,7 +50,7 @@ def _facts() -> dict[str, Any]:
         "memory": _memory(),
         "default_backbone": name,
         "default_adapter": CATALOG[name].adapter,
-        "default_quantization": "nf4" if device.type == "cuda" else "none",
+        "default_quantization": default_quantization(device),
         "default_context": CPU_CONTEXT if device.type == "cpu" else GPU_CONTEXT,
         "backbone_path": str(local_path(name) or "not fetched yet"),
         "shipped_adapters": ", ".join(shipped_adapters()) or None,

@@ -14,6 +14,7 @@ import torch
 
 from deltamem.backbones import fetch as fetching
 from deltamem.backbones.catalog import CATALOG, GgufWheel
+from deltamem.backbones.int8 import Int8Linear
 from deltamem.backbones.load import default_backbone, load_backbone, pick_device
 from deltamem.backbones.progress import Progress
 from deltamem.errors import BackboneError
@@ -116,14 +117,27 @@ def wide_backbone(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> P
 
 def test_one_fingerprint_in_every_precision(wide_backbone: Path, tiny_backbone: Path) -> None:
     pytest.importorskip("bitsandbytes")
-    plain = load_backbone(str(wide_backbone), "cpu")
+    plain = load_backbone(str(wide_backbone), "cpu", quantize="none")
     assert plain.quantization == "none" and plain.model.dtype == torch.float32 and plain.adapter is None
     assert not any(p.requires_grad for p in plain.model.parameters()) and not plain.model.training
     half = load_backbone(str(wide_backbone), "cpu", dtype=torch.bfloat16)
     four = load_backbone(str(wide_backbone), "cpu", quantize="nf4")
     assert four.model.model.layers[0].self_attn.q_proj.weight.dtype == torch.uint8
-    assert plain.fingerprint == half.fingerprint == four.fingerprint
+    eight = load_backbone(str(wide_backbone), "cpu", quantize="int8")
+    assert isinstance(eight.model.model.layers[0].self_attn.q_proj, Int8Linear) and eight.quantization == "int8"
+    assert half.quantization == "none" and half.model.dtype == torch.bfloat16
+    assert plain.fingerprint == half.fingerprint == four.fingerprint == eight.fingerprint
     assert load_backbone(str(tiny_backbone), "cpu").fingerprint != plain.fingerprint
+
+
+def test_auto_is_eight_bit_where_the_cpu_is_fast_with_it(wide_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltamem.backbones import load
+
+    for suits, expected in ((True, "int8"), (False, "none")):
+        monkeypatch.setattr(load, "suits_this_cpu", lambda suits=suits: suits)
+        assert load_backbone(str(wide_backbone), "cpu").quantization == expected
+    assert load.default_quantization(torch.device("cuda")) == "nf4"
+    assert load.default_quantization(torch.device("mps")) == "none"
 
 
 def test_without_bitsandbytes_nf4_says_what_to_install(wide_backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,10 +64,10 @@ def test_an_adapter_is_trained_resumed_and_chatted_with(tmp_path: Path) -> None:
     """Two steps are no training; what counts is that the command runs whole and leaves what it says."""
     output = tmp_path / "adapter"
     words = ("train-adapter", "--backbone", "smollm2-135m", "--output", str(output), "--preset", "published",
-             "--batch", "2", "--rank", "4", "--layers", "10-12", "--eval-questions", "1")  # fmt: skip
-    figures = deltamem(tmp_path, *words, "--steps", "2")
+             "--batch", "2", "--eval-questions", "1")  # fmt: skip
+    figures = deltamem(tmp_path, *words, "--steps", "2", "--rank", "4", "--layers", "10-12")
     assert "value named" in figures
-    deltamem(tmp_path, *words, "--steps", "3", "--resume")
+    deltamem(tmp_path, *words, "--steps", "3", "--resume")  # rank and layers are the run's
     assert [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
     card = (output / "README.md").read_text()
     assert "3 steps" in card and "--preset published" in card and (output / "curves.png").is_file()

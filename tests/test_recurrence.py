@@ -87,9 +87,8 @@ def test_single_steps_are_the_loop(mode: str) -> None:
     gates = gates_from(beta, lam, mode)
     for t in range(20):
         part = slice(t, t + 1)
-        read, state = delta_rule_step(
-            q[:, part], k[:, part], v[:, part], Gates(*(g[:, part] for g in gates)), state, mask[:, part]
-        )
+        here = Gates(*(g if g is None else g[:, part] for g in gates))
+        read, state = delta_rule_step(q[:, part], k[:, part], v[:, part], here, state, mask[:, part])
         torch.testing.assert_close(read, expected[:, part], atol=1e-12, rtol=0)
     torch.testing.assert_close(state, last, atol=1e-12, rtol=0)
 

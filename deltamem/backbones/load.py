@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAn
 
 from deltamem.backbones.catalog import CATALOG, GPU_DEFAULT, GPU_DEFAULT_BYTES, SMALL_DEFAULT
 from deltamem.backbones.fetch import fetch
+from deltamem.backbones.int8 import suits_this_cpu, to_int8
 from deltamem.backbones.progress import Progress, Report, silent
 from deltamem.backbones.quiet import quiet
 from deltamem.errors import BackboneError
@@ -84,6 +85,17 @@ def pick_device(device: str = "auto") -> torch.device:
     return chosen
 
 
+def default_quantization(device: torch.device) -> str:
+    """What "auto" stands for: NF4 on a CUDA GPU, 8-bit weights on a CPU that is fast with them, else none."""
+    if device.type == "cuda":
+        return "nf4"
+    return "int8" if device.type == "cpu" and suits_this_cpu() else "none"
+
+
+def _own_int8(quantization: str, device: torch.device) -> bool:
+    return quantization == "int8" and device.type == "cpu"
+
+
 def load_backbone(
     name: str | None = None,
     device: str = "auto",
@@ -96,7 +108,8 @@ def load_backbone(
     Args:
         name: an alias, a local directory or a hub id; None for the default of this machine.
         device: "auto", "cpu", "cuda", "mps".
-        quantize: "auto" is NF4 on CUDA and none elsewhere; a checkpoint that is quantized loads as it is.
+        quantize: "auto" is what `default_quantization` says, or none where a `dtype` is given on a CPU; a checkpoint
+            that is quantized loads as it is. "int8" is bitsandbytes' on a GPU and `Int8Linear` on a CPU.
         dtype: of the weights that are not quantized; bfloat16 on a GPU and float32 on a CPU by default.
         report: gets progress.
 
@@ -107,6 +120,7 @@ def load_backbone(
     where = pick_device(device)
     path = fetch(name, report)
     report(Progress(f"loading {name}", 0, None, "steps"))
+    plain = dtype is not None and where.type == "cpu"
     if dtype is None:
         dtype = torch.float32 if where.type == "cpu" else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "local_files_only": True}
@@ -118,11 +132,15 @@ def load_backbone(
                 quantization = str(own.get("quant_method", "own") if isinstance(own, dict) else own)
                 options["device_map"] = {"": where}
             else:
-                quantization = ("nf4" if where.type == "cuda" else "none") if quantize == "auto" else quantize
-                if quantization != "none":
+                quantization = quantize
+                if quantize == "auto":
+                    quantization = "none" if plain else default_quantization(where)
+                if quantization != "none" and not _own_int8(quantization, where):
                     options["quantization_config"] = _quantizer(quantization)
                     options["device_map"] = {"": where}
             model = AutoModelForCausalLM.from_pretrained(path, **options)
+            if own is None and _own_int8(quantization, where):
+                to_int8(model)
             if "device_map" not in options:
                 model = model.to(where)
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)

@@ -1,4 +1,4 @@
-"""The recurrence in chunks: matrix products within a chunk, a loop only over chunks.
+"""The recurrence in chunks: matrix products over all chunks at once, and one small product a chunk to join them.
 
 Row i of the state never mixes with another row, so each row is a gated delta rule with scalar gates. Where all rows
 share their gates they share all factors as well, and one solve does for them. Within a chunk of C tokens with entry
@@ -8,13 +8,18 @@ state S_0 and, for one row, decay(t, j) = prod_{j < i < t} keep_i:
     o_t = decay(t, 0) S_0 q_t + sum_{j<t} decay(t, j) (k_j . q_t) w_j
     S_C = decay(C+1, 0) S_0 + sum_j decay(C+1, j) w_j k_j^T
 
-The first line is a unit lower-triangular solve. Decays are summed as logarithms over exactly the tokens they
-span: a difference of two prefix sums cancels in float32 after strong forgetting.
+The first line is a unit lower-triangular solve and linear in S_0, w = U - W S_0^T, so that a chunk is an affine map of
+its entry state, S_C = S_0 M + N. U, W, M and N need no state: they are worked out for all chunks side by side, and only
+S M + N is left to be done one chunk after another.
+
+Decays are summed as logarithms over exactly the tokens they span: a difference of two prefix sums cancels in float32
+after strong forgetting.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.recurrence.gates import Gates, mask_gates, mask_reads
@@ -33,44 +38,61 @@ def delta_rule_chunked(
     chunk: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
     """Read and write a sequence chunk by chunk. Shapes as in the package docstring."""
-    full = mask_gates(gates, valid)
-    reads = []
-    for start in range(0, q.shape[1], chunk):
-        part = slice(start, start + chunk)
-        out, state = _one_chunk(q[:, part], k[:, part], v[:, part], Gates(*(g[:, part] for g in full)), state)
-        reads.append(out)
-    if not reads:
+    tokens, rank = q.shape[1], q.shape[3]
+    if not tokens:
         return torch.zeros_like(q), state
-    return mask_reads(torch.cat(reads, dim=1) if len(reads) > 1 else reads[0], valid), state
+    gates = mask_gates(gates, valid)
+    size = min(chunk, tokens)
+    count = -(-tokens // size)
+    rows = gates.write.shape[-1]  # r, or 1 where all rows of a state share their gates
 
+    def cut(x: Tensor, fill: float = 0.0) -> Tensor:
+        """(B, T, H, n) as (B, H, chunks, C, n); what is missing at the end writes nothing."""
+        if count * size > tokens:
+            x = F.pad(x, (0, 0, 0, 0, 0, count * size - tokens), value=fill)
+        chunks: Tensor = x.unflatten(1, (count, size)).permute(0, 3, 1, 2, 4)
+        return chunks
 
-def _one_chunk(q: Tensor, k: Tensor, v: Tensor, gates: Gates, state: Tensor) -> tuple[Tensor, Tensor]:
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, C, r)
-    keep, erase, write = (g.permute(0, 2, 3, 1) for g in gates)  # (B, H, g, C), g being r or 1
-    decay = _decays(keep)  # (B, H, g, C + 1, C + 1)
-    inner = decay[..., :-1, 1:]  # from the write of token j to the read of token t; zero unless j < t
-    entry = decay[..., :-1, 0]  # from the entry state to token t, (B, H, g, C)
+    q, k = cut(q)[:, :, :, None], cut(k)[:, :, :, None]  # (B, H, N, 1, C, r)
+    v = cut(v).unflatten(-1, (rows, rank // rows)).transpose(-3, -2)  # (B, H, N, g, C, r / g)
+    erase, write = (cut(g).transpose(-1, -2)[..., None] for g in (gates.erase, gates.write))  # (B, H, N, g, C, 1)
 
-    key_key = (k @ k.transpose(-1, -2))[:, :, None]  # (B, H, 1, C, C), [t, j]
-    query_key = (q @ k.transpose(-1, -2))[:, :, None]
-    held = entry * (state @ k.transpose(-1, -2))  # (B, H, r, C)
-    target = write * v.transpose(-1, -2) - erase * held
-    factors = erase[..., None] * inner * key_key  # (B, H, g, C, C); the unit diagonal is implied, the stored one zero
-    if factors.shape[2] == 1:
-        w = _solve(factors[:, :, 0], target.transpose(-1, -2)).transpose(-1, -2)
-        written = ((inner * query_key)[:, :, 0] @ w.transpose(-1, -2)).transpose(-1, -2)
+    # decay: from the write of token j to the read of token t, entry: from the entry state to token t.
+    pairs, queries = k @ k.mT, q @ k.mT
+    forgets = gates.keep is not None
+    if gates.keep is not None:
+        decay = _decays(cut(gates.keep, 1.0).transpose(-1, -2))  # (B, H, N, g, C + 1, C + 1)
+        inner, entry = decay[..., :-1, 1:], decay[..., :-1, :1]
+        last, total = decay[..., -1, 1:, None], decay[..., -1:, :1]
+        pairs, queries = pairs * inner, queries * inner
+        entry_keys, entry_queries = entry * k, entry * q
     else:
-        w = _solve(factors, target[..., None]).squeeze(-1)
-        written = ((inner * query_key) @ w[..., None]).squeeze(-1)  # (B, H, r, C)
+        pairs, queries = pairs.tril(-1), queries.tril(-1)
+        entry_keys, entry_queries = k, q
+    target = torch.cat([write * v, (erase * entry_keys).expand(*write.shape[:-1], rank)], -1)
+    # The unit diagonal of the factors is implied, the stored one is zero.
+    solved = torch.linalg.solve_triangular(erase * pairs, target, upper=False, unitriangular=True)
+    own, held = solved.split([rank // rows, rank], -1)  # U, W: w = U - W S_0^T
 
-    out = entry * (state @ q.transpose(-1, -2)) + written
-    after = decay[..., -1, 0, None] * state + (decay[..., -1, 1:] * w) @ k
-    return out.permute(0, 3, 1, 2), after
+    kept = k * last if forgets else k
+    added = own.mT @ kept  # N, (B, H, N, g, r / g, r)
+    passed = -(held.mT @ kept)  # M
+    passed = passed + total * torch.eye(rank, dtype=q.dtype, device=q.device) if forgets else _plus_identity(passed)
+
+    entered = []
+    now = state.unflatten(2, (rows, rank // rows))  # (B, H, g, r / g, r)
+    for at in range(count):
+        entered.append(now)
+        now = now @ passed[:, :, at] + added[:, :, at]
+    before = torch.stack(entered, 2)  # (B, H, N, g, r / g, r)
+
+    out = queries @ own + (entry_queries - queries @ held) @ before.mT  # (B, H, N, g, C, r / g)
+    reads = out.transpose(-3, -2).flatten(-2).permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens]
+    return mask_reads(reads, valid), now.flatten(2, 3)
 
 
-def _solve(factors: Tensor, target: Tensor) -> Tensor:
-    solved: Tensor = torch.linalg.solve_triangular(factors, target, upper=False, unitriangular=True)
-    return solved
+def _plus_identity(x: Tensor) -> Tensor:
+    return x + torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
 
 
 def _decays(keep: Tensor) -> Tensor:
@@ -88,9 +110,8 @@ def _decays(keep: Tensor) -> Tensor:
     log_keep = keep.clamp_min(torch.finfo(keep.dtype).tiny).log()
     # Row t of the summand holds log keep of token t - 1; summing down a column from below the diagonal
     # gives exactly the tokens between, with nothing to cancel.
-    steps = torch.nn.functional.pad(log_keep, (1, 0))  # (..., C + 1)
+    steps = F.pad(log_keep, (1, 0))  # (..., C + 1)
     below = torch.ones(size, size, dtype=torch.bool, device=keep.device).tril(-1)
     sums = steps[..., :, None].expand(*steps.shape, size).masked_fill(~below, 0.0).cumsum(-2)
     # Column j >= 1 is "after token j - 1 wrote": its own keep is part of the past, so it starts at the diagonal.
-    at_or_below = torch.ones(size, size, dtype=torch.bool, device=keep.device).tril()
-    return sums.masked_fill(~at_or_below, float("-inf")).exp()
+    return sums.exp().tril()

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
 class Gates(NamedTuple):
-    """keep, erase and write, each (B, T, H, r), or (B, T, H, 1) where all rows of a state share one."""
+    """keep, erase and write, each (B, T, H, r), or (B, T, H, 1) where all rows of a state share one.
 
-    keep: Tensor
+    keep is None where nothing is ever forgotten but by being overwritten (``no_lambda``): all ones.
+    """
+
+    keep: Tensor | None
     erase: Tensor
     write: Tensor
 
@@ -30,7 +32,7 @@ def gates_from(beta: Tensor, lam: Tensor, mode: str) -> Gates:
     if mode == "lambda_outside":
         return Gates(lam, lam * beta, beta)
     if mode == "no_lambda":
-        return Gates(torch.ones_like(beta), beta, beta)
+        return Gates(None, beta, beta)
     raise ValueError(f"unknown state_update_mode {mode!r}")
 
 
@@ -39,8 +41,10 @@ def mask_gates(gates: Gates, written: Tensor | None) -> Gates:
     if written is None:
         return gates
     here = written[:, :, None, None]
-    keep, erase, write = gates
-    return Gates(keep.masked_fill(~here, 1.0), erase.masked_fill(~here, 0.0), write.masked_fill(~here, 0.0))
+    keep = gates.keep if gates.keep is None else gates.keep.masked_fill(~here, 1.0)
+    write = gates.write.masked_fill(~here, 0.0)
+    erase = write if gates.erase is gates.write else gates.erase.masked_fill(~here, 0.0)
+    return Gates(keep, erase, write)
 
 
 def mask_reads(reads: Tensor, valid: Tensor | None) -> Tensor:

@@ -19,7 +19,9 @@ def delta_rule_naive(
         reads.append(torch.einsum("bhij,bhj->bhi", state, q_t))
         held = torch.einsum("bhij,bhj->bhi", state, k_t)  # what the key retrieves now
         gain = write[:, t] * v_t - erase[:, t] * held
-        state = keep[:, t, :, :, None] * state + gain[..., None] * k_t[:, :, None, :]
+        if keep is not None:
+            state = keep[:, t, :, :, None] * state
+        state = state + gain[..., None] * k_t[:, :, None, :]
     if not reads:
         return torch.zeros_like(q), state
     return mask_reads(torch.stack(reads, dim=1), valid), state

@@ -17,9 +17,12 @@ def delta_rule_step(
     """
     if q.shape[1] != 1:
         raise ValueError(f"the single step takes one token, not {q.shape[1]}")
-    keep, erase, write = (g[:, 0] for g in mask_gates(gates, valid))
+    gates = mask_gates(gates, valid)
+    erase, write = gates.erase[:, 0], gates.write[:, 0]
     read = (state @ q[:, 0, :, :, None]).squeeze(-1)  # (B, H, r)
     held = (state @ k[:, 0, :, :, None]).squeeze(-1)  # (B, H, r)
     gain = write * v[:, 0] - erase * held
-    state = keep[..., None] * state + gain[..., None] * k[:, 0, :, None, :]
+    if gates.keep is not None:
+        state = gates.keep[:, 0, ..., None] * state
+    state = state + gain[..., None] * k[:, 0, :, None, :]
     return mask_reads(read[:, None], valid), state

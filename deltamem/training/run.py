@@ -64,7 +64,9 @@ def prepare(
     limit = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
     mix = parse_mix(data, people, form, limit)
     model = backbone.model
-    if start is not None and not resume:
+    if resume and checkpoint.exists():
+        memory = DeltaMemory.from_pretrained(model, directory)  # its configuration is the run's, wherever it came from
+    elif start is not None:
         memory = DeltaMemory.from_pretrained(model, start)
     else:
         memory = DeltaMemory.attach(model, preset.config)

@@ -1,0 +1,182 @@
+"""One token of one sequence on a CPU, in numpy.
+
+A layer's work for a token is a few thousand multiplications. What it costs is calling, and a call costs several times
+more in the middle of a model, whose weights have just gone through the cache, than in a loop of its own. So a layer
+does in its place only what the rest of the model waits for, its read, in as few calls as can be; the writes of all
+layers are done side by side when the token is through. Each token reads before it writes, so that changes nothing.
+
+The numbers are those of `DeltaLayer.read_and_write`, float32 throughout (tests/test_token_steps.py).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from deltamem.layer import UNIT_EPS, DeltaLayer
+
+Array = NDArray[np.float32]
+
+
+class TokenSteps:
+    """All layers' weights as numpy sees them, and their states while single tokens pass.
+
+    The projections of all layers are put into one tensor, and the layers' parameters become views of it: training
+    them further changes what is used here.
+
+    Args:
+        layers: on the CPU, in float32, of one shape.
+
+    Attributes:
+        states: (L, H, r, r); None while the layers' own states count.
+    """
+
+    def __init__(self, layers: Sequence[DeltaLayer]) -> None:
+        config = self._config = layers[0].config
+        self._ends = (layers[0], layers[-1])
+        heads, rank = self._heads = (config.num_state_heads, config.rank)
+        width = heads * rank
+        gate = ["read_gate_proj"] if config.read_gate else []
+        free = ["lambda_proj"] if config.needs_lambda else []
+        names = ["memory_q_proj", *gate, "memory_k_proj", "memory_v_proj", "beta_proj", *free]
+        projections = _fuse(layers, names)
+        self._where = self._places()
+        split = width + (heads if config.read_gate else 0)
+        self._reading = list(projections[:, :split])
+        self._writing = projections[:, split:]
+        self._read_bias = list(_fuse(layers, ["read_gate_bias"])) if config.read_gate else None
+        self._beta_bias = _fuse(layers, ["beta_bias"])
+        self._lambda_bias = _fuse(layers, ["lambda_bias"]) if config.needs_lambda else None
+        self._corrections = {
+            p: [getattr(layer, f"delta_{p}_proj").detach().numpy() for layer in layers] for p in config.delta_heads
+        }
+        self._scale = config.alpha / rank
+        self._reads: list[tuple[Array, float] | None] = [None] * len(layers)
+        self._seen: list[Array] = []
+        self.states: Array | None = None
+
+    @staticmethod
+    def fit(layers: Sequence[DeltaLayer]) -> bool:
+        """Whether these layers can be done here: all but normalised and learned-scale corrections, and all alike."""
+        config = layers[0].config
+        return not (config.writes_segments or config.delta_o_rmsnorm or config.trainable_delta_scale) and all(
+            layer.memory_q_proj.device.type == "cpu"
+            and layer.memory_q_proj.dtype == torch.float32
+            and layer.hidden_size == layers[0].hidden_size
+            for layer in layers
+        )
+
+    def hold(self) -> bool:
+        """False when the layers' weights have moved since."""
+        return self._where == self._places()
+
+    def _places(self) -> tuple[int, ...]:
+        return tuple(layer.memory_q_proj.data_ptr() for layer in self._ends)
+
+    # A token
+
+    def read(self, i: int, x: Tensor) -> None:
+        """Layer i reads the state for hidden states x of one token; `correct` then has its effect."""
+        assert self.states is not None
+        heads, rank = self._heads
+        width = heads * rank
+        numbers = self._reading[i].dot(_flat(x)).tolist()
+        rows = numbers[:width]
+        shares = [1.0] * heads
+        if self._config.normalize_qk:
+            # For eight numbers the plain functions are quicker than an array's. Reads are linear in the query: its
+            # length and its gate wait until after the product.
+            rows = list(map(math.tanh, rows))
+            shares = [1 / max(math.hypot(*rows[at : at + rank]), UNIT_EPS) for at in range(0, width, rank)]
+        if self._read_bias is not None:
+            biased = map(operator.add, numbers[width:], self._read_bias[i].tolist())
+            shares = [share * (0.5 + 0.5 * math.tanh(0.5 * gate)) for share, gate in zip(shares, biased, strict=True)]
+        query = np.array(rows, np.float32)
+        if heads == 1:
+            self._reads[i] = self.states[i, 0].dot(query), shares[0] * self._scale
+        else:
+            found = (self.states[i] @ query.reshape(heads, rank, 1))[..., 0]
+            self._reads[i] = (found * np.array(shares, np.float32)[:, None]).ravel(), self._scale
+
+    def skip(self, i: int) -> None:
+        """Layer i reads nothing for this token."""
+        self._reads[i] = None
+
+    def correct(self, i: int, projection: str, output: Tensor) -> Tensor:
+        """A projection's output with what was read added."""
+        found = self._reads[i]
+        if found is None:
+            return output
+        reads, scale = found
+        delta = torch.from_numpy(self._corrections[projection][i].dot(reads))
+        if output.dtype != torch.float32:
+            delta = delta.to(output.dtype)
+        return torch.add(output, delta, alpha=scale)
+
+    def keep(self, x: Tensor) -> None:
+        """The next layer's hidden states are to be written when the token is through."""
+        self._seen.append(_flat(x))
+
+    def drop(self) -> None:
+        """The token did not get through: nothing is written."""
+        self._seen = []
+
+    def write(self) -> Array | None:
+        """Write what was kept, if anything was.
+
+        Returns:
+            The write gates, (L, H, r) or (L, H, 1), 0 to 1.
+        """
+        seen, self._seen = self._seen, []
+        if not seen or self.states is None:
+            return None
+        config, (heads, rank) = self._config, self._heads
+        width, count = heads * rank, len(seen)
+        z = (self._writing @ np.stack(seen)[..., None])[..., 0]  # (L, rows)
+        key, value = z[:, :width].reshape(count, heads, rank), z[:, width : 2 * width].reshape(count, heads, rank)
+        if config.normalize_qk:
+            key = np.tanh(key)
+            key = key / np.maximum(np.sqrt((key * key).sum(-1, keepdims=True)), np.float32(UNIT_EPS))
+        at = 2 * width + self._beta_bias.shape[1]
+        beta = _sigmoid(z[:, 2 * width : at] + self._beta_bias).reshape(count, heads, -1)
+        kept, erase = self.states, beta
+        if config.state_update_mode != "no_lambda":
+            lam = 1 - beta
+            if self._lambda_bias is not None:
+                lam = _sigmoid(z[:, at:] + self._lambda_bias).reshape(count, heads, -1)
+            kept = lam[..., None] * self.states
+            erase = lam * beta if config.state_update_mode == "lambda_outside" else beta
+        held = (self.states @ key[..., None])[..., 0]
+        self.states = kept + (beta * value - erase * held)[..., None] * key[:, :, None]
+        return beta
+
+
+def _fuse(layers: Sequence[DeltaLayer], names: Sequence[str]) -> Array:
+    """The layers' tensors of these names one under the other, (L, rows, ...); the parameters become views of it."""
+    with torch.inference_mode(False), torch.no_grad():
+        fused = torch.stack([torch.cat([getattr(layer, name).detach() for name in names]) for layer in layers])
+        for layer, own in zip(layers, fused, strict=True):
+            at = 0
+            for name in names:
+                parameter = getattr(layer, name)
+                parameter.data = own[at : at + len(parameter)]
+                at += len(parameter)
+        array: Array = fused.numpy()
+        return array
+
+
+def _flat(x: Tensor) -> Array:
+    array: Array = (x if x.dtype == torch.float32 else x.float()).numpy()
+    return array.reshape(-1)
+
+
+def _sigmoid(x: Array) -> Array:
+    # By the hyperbolic tangent: an exponential would overflow, with a warning, for gates that are shut.
+    gate: Array = np.float32(0.5) + np.float32(0.5) * np.tanh(np.float32(0.5) * x)
+    return gate
