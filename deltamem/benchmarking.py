@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Row:
         tokens: length of the prompt.
         prompt: milliseconds to take it in, writing.
         decode: milliseconds a token after it, batch 1, writing.
-        peak: MiB at the peak over the weights, where the device can tell; prompt and decode together.
+        peak: MiB at the peak over the weights, where the device can tell; of the prompt.
     """
 
     tokens: int
@@ -82,41 +82,77 @@ def measure(
     modes: dict[str, Callable[[], AbstractContextManager[Any]]] = {"frozen": memory.disabled, "memory": memory.writing}
     for length in lengths:
         ids = torch.randint(0, vocabulary, (1, length), generator=generator).to(device)
-        found: dict[str, list[tuple[float, float, float | None]]] = {name: [] for name in modes}
+        prompts, tokens, peaks = (_Pairs() for _ in range(3))
         for repeat in range(repeats + 1):
             report(f"{length} tokens", done, total)
-            for name, mode in modes.items():
-                memory.reset()
-                with torch.inference_mode(), mode():
-                    once = _once(model, ids, decode_tokens)
-                if repeat:
-                    found[name].append(once)
+            memory.reset()
+            with torch.inference_mode():
+                once = [_prompt(model, ids, mode) for mode in modes.values()]
+                decoded = _decode(model, [o.cache for o in once], list(modes.values()), ids[:, -1:], decode_tokens)
+            if repeat:
+                prompts.add(*(o.milliseconds for o in once))
+                peaks.add(*(o.peak for o in once))
+                for pair in decoded:
+                    tokens.add(*pair)
             done += 1
-        yield Row(length, *(_cost(found, i) for i in range(3)))
+        yield Row(length, prompts.cost(), tokens.cost(), peaks.cost())
     report("measuring", total, total)
     memory.reset()
 
 
-def _once(model: Any, ids: Tensor, decode_tokens: int) -> tuple[float, float, float | None]:
-    with _peak(ids.device) as peak:
+class _Prompted(NamedTuple):
+    milliseconds: float
+    peak: float | None
+    cache: DynamicCache
+
+
+def _prompt(model: Any, ids: Tensor, mode: Callable[[], AbstractContextManager[Any]]) -> _Prompted:
+    with mode(), _peak(ids.device) as peak:
         cache = DynamicCache(config=model.config)
         began = _now(ids.device)
-        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        prompted = _now(ids.device)
-        for _ in range(decode_tokens):
-            token = out.logits[:, -1:].argmax(-1)
-            out = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        decoded = _now(ids.device)
-    return 1000 * (prompted - began), 1000 * (decoded - prompted) / max(1, decode_tokens), peak[0]
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        took = 1000 * (_now(ids.device) - began)
+    return _Prompted(took, peak[0], cache)
 
 
-def _cost(found: dict[str, list[tuple[float, float, float | None]]], i: int) -> Cost:
-    frozen, ours = ([row[i] for row in found[name]] for name in ("frozen", "memory"))
-    pairs = [(a, b) for a, b in zip(frozen, ours, strict=True) if a is not None and b is not None]
-    if not pairs:
-        return Cost(None, None, None)
-    ratio = statistics.median(b / a for a, b in pairs) if all(a > 0 for a, _ in pairs) else None
-    return Cost(statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio)
+def _decode(
+    model: Any,
+    caches: Sequence[DynamicCache],
+    modes: Sequence[Callable[[], AbstractContextManager[Any]]],
+    token: Tensor,
+    count: int,
+) -> list[list[float]]:
+    """Milliseconds of each token, in every mode by turns: what slows the machine for a while slows all of them."""
+    found = []
+    for _ in range(count):
+        row = []
+        for cache, mode in zip(caches, modes, strict=True):
+            began = _now(token.device)
+            with mode():
+                model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            row.append(1000 * (_now(token.device) - began))
+        found.append(row)
+    return found
+
+
+class _Pairs:
+    """Neighbouring measurements, frozen and with memory."""
+
+    def __init__(self) -> None:
+        self._pairs: list[tuple[float, float]] = []
+
+    def add(self, frozen: float | None, memory: float | None) -> None:
+        """One of each; None where it can't be told."""
+        if frozen is not None and memory is not None:
+            self._pairs.append((frozen, memory))
+
+    def cost(self) -> Cost:
+        """Their medians."""
+        if not self._pairs:
+            return Cost(None, None, None)
+        frozen, memory = (statistics.median(column) for column in zip(*self._pairs, strict=True))
+        ratio = statistics.median(b / a for a, b in self._pairs) if all(a > 0 for a, _ in self._pairs) else None
+        return Cost(frozen, memory, ratio)
 
 
 def _now(device: torch.device) -> float:

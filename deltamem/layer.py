@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem.config import PROJECTIONS, DeltaMemConfig
-from deltamem.recurrence import Gates, delta_rule, gates_from, mask_gates
+from deltamem.recurrence import Gates, delta_rule, gates_from, mask_gates, uses_kernels
 
 UNIT_EPS = 1e-6
 """Length below which a query or a key is not scaled up to 1."""
@@ -102,14 +102,18 @@ class DeltaLayer(nn.Module):
 
     # Signals
 
+    def _projections(self) -> list[Tensor]:
+        weights: list[Tensor] = [self.memory_q_proj, self.memory_k_proj, self.memory_v_proj, self.beta_proj]
+        if self.config.needs_lambda:
+            weights.append(self.lambda_proj)
+        if self.config.read_gate:
+            weights.append(self.read_gate_proj)
+        return weights
+
     def signals(self, x: Tensor) -> Signals:
         """Queries, keys, values and gates of hidden states x (B, T, hidden)."""
         config = self.config
-        weights: list[Tensor] = [self.memory_q_proj, self.memory_k_proj, self.memory_v_proj, self.beta_proj]
-        if config.needs_lambda:
-            weights.append(self.lambda_proj)
-        if config.read_gate:
-            weights.append(self.read_gate_proj)
+        weights = self._projections()
         # One product for all projections; they share their input.
         parts = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(weights)).split([w.shape[0] for w in weights], -1)
         q = self._queries(parts[0], parts[-1] if config.read_gate else None)
@@ -172,6 +176,8 @@ class DeltaLayer(nn.Module):
         Padding (not `valid`) does neither; a token that is not `written` (B, T) reads only. `trace` is given the
         write gates (B, T, H, r or 1).
         """
+        if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, self.config.rank):
+            return self._token(x, state, valid, written, trace)
         q, k, v, gates = self.signals(x)
         if written is not None:
             gates = mask_gates(gates, written)
@@ -179,6 +185,36 @@ class DeltaLayer(nn.Module):
             trace(gates.write)
         reads, state = delta_rule(q, k, v, gates, state, valid)
         return reads.flatten(-2), state
+
+    def _token(
+        self,
+        x: Tensor,
+        state: Tensor,
+        valid: Tensor | None,
+        written: Tensor | None,
+        trace: Callable[[Tensor], None] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """One token of every sequence, in one launch after the projections."""
+        from deltamem.recurrence.token_kernel import token_kernel
+
+        config = self.config
+        products = F.linear(x[:, 0].to(self.memory_q_proj.dtype), torch.cat(self._projections()))
+        everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        reads, state, gates = token_kernel(
+            config,
+            products,
+            (
+                self.beta_bias,
+                self.lambda_bias if config.needs_lambda else None,
+                self.read_gate_bias if config.read_gate else None,
+            ),
+            state,
+            everywhere if valid is None else valid[:, 0],
+            everywhere if written is None else written[:, 0],
+        )
+        if trace is not None:
+            trace(gates[:, None])
+        return reads[:, None], state
 
     def write(self, signals: Signals, state: Tensor, valid: Tensor | None = None) -> Tensor:
         """Token-state write of signals that are worked out already: the new state."""

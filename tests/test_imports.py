@@ -16,7 +16,7 @@ ORDER = [
     {"recurrence"},
     {"layer", "segments"},
     {"attach"},
-    {"state"},
+    {"state", "token_steps"},
     {"runtime"},
     {"adapter"},
     {"memory"},

@@ -7,12 +7,20 @@ import torch
 from torch import nn
 
 from deltamem import DeltaMemConfig, DeltaMemory
+from deltamem.backbones import int8
 from deltamem.backbones.int8 import Int8Linear, suits_this_cpu, to_int8
 from tests.conftest import make_model
 
 pytestmark = pytest.mark.skipif(not suits_this_cpu(), reason="8-bit weights are not used on this CPU")
 
 
+@pytest.fixture(params=[True, False], ids=["bfloat16", "no bfloat16"])
+def hardware(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that multiplies bfloat16, and one that does not."""
+    monkeypatch.setattr(int8, "multiplies_bfloat16", lambda: request.param)
+
+
+@pytest.mark.usefixtures("hardware")
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 12), (1, 13), (3, 50)])
 @pytest.mark.parametrize("bias", [False, True])
 def test_it_is_near_the_layer_it_stands_for(shape: tuple[int, int], bias: bool) -> None:
@@ -32,6 +40,7 @@ def test_it_is_near_the_layer_it_stands_for(shape: tuple[int, int], bias: bool) 
     assert ((found - expected).abs() <= bound + 2**-7 * expected.abs() + 1e-6).all()
 
 
+@pytest.mark.usefixtures("hardware")
 def test_few_rows_and_many_give_the_same_numbers() -> None:
     torch.manual_seed(0)
     layer = Int8Linear(nn.Linear(64, 48))

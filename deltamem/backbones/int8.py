@@ -6,15 +6,18 @@ rounds activations to 7 bits as well, is as fast and ruins small models (benchma
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _FEW = 12
-"""Rows up to which the 8-bit kernel is faster than widening the weights for one bfloat16 product."""
+"""Rows up to which the 8-bit kernel is faster than widening the weights for one product in bfloat16, on a CPU that
+multiplies it in hardware. On others it is faster for any number."""
 
 _BLOCK = 16
-"""Widths that are no multiple of this crash PyTorch's kernel (2.13, AVX2); such layers stay as they are."""
+"""Widths that are no multiple of this crash PyTorch's kernel (2.13); such layers stay as they are."""
 
 
 class Int8Linear(nn.Module):
@@ -52,7 +55,7 @@ class Int8Linear(nn.Module):
         """As the linear layer, (..., in_features) to (..., out_features), within the rounding of its weights."""
         low = x.to(torch.bfloat16)
         rows = x.numel() // self.in_features
-        if rows <= _FEW and not low.requires_grad:
+        if (rows <= _FEW or not multiplies_bfloat16()) and not low.requires_grad:
             flat = torch._weight_int8pack_mm(low.reshape(rows, self.in_features), self.weight, self.narrow_scale)
             out = flat.view(*x.shape[:-1], self.out_features).to(x.dtype)
         else:
@@ -65,8 +68,15 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+@lru_cache(maxsize=1)
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products in bfloat16; without them they are slower than in float32."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
+
+
 def suits_this_cpu() -> bool:
-    """Whether 8-bit weights are known to be the fastest here: x86 with AVX2 or wider."""
+    """Whether 8-bit weights were measured to be the fastest on such a CPU: x86 with AVX2 or AVX-512."""
     return hasattr(torch, "_weight_int8pack_mm") and torch.backends.cpu.get_cpu_capability().startswith("AVX")
 
 

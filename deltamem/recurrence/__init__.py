@@ -1,7 +1,8 @@
-"""The gated delta rule over a sequence: one signature, three implementations.
+"""The gated delta rule over a sequence: one signature, several implementations.
 
-`naive` is the definition and the oracle; `chunked` is for training and prompts; `step` is for decoding. They
-agree to 1e-10 in float64 and 1e-5 in float32 (tests/test_recurrence.py). `delta_rule` picks one.
+`naive` is the definition and the oracle; `chunked` is for training and prompts; `step` is for decoding; `kernels` and
+`token_kernel` are those two in Triton, for a GPU. They agree to 1e-10 in float64 and 1e-5 in float32
+(tests/test_recurrence.py, tests/test_kernels.py). `delta_rule` picks one.
 
 Shapes used throughout: B sequences, T tokens, H state heads, r the rank.
 
@@ -20,6 +21,11 @@ A token that is not valid reads zero and leaves S as it was.
 
 from __future__ import annotations
 
+import os
+from functools import lru_cache
+from importlib.util import find_spec
+
+import torch
 from torch import Tensor
 
 from deltamem.recurrence.chunked import delta_rule_chunked
@@ -35,6 +41,7 @@ __all__ = [
     "delta_rule_step",
     "gates_from",
     "mask_gates",
+    "uses_kernels",
 ]
 
 
@@ -46,5 +53,23 @@ def delta_rule(
     Returns:
         The reads (B, T, H, r) and the state after the last token (B, H, r, r).
     """
-    fast = delta_rule_step if q.shape[1] == 1 else delta_rule_chunked
-    return fast(q, k, v, gates, state, valid)
+    if q.shape[1] == 1:
+        return delta_rule_step(q, k, v, gates, state, valid)
+    if uses_kernels(q, q.shape[3]) and q.dtype == torch.float32:
+        from deltamem.recurrence.kernels import delta_rule_kernels
+
+        return delta_rule_kernels(q, k, v, gates, state, valid)
+    return delta_rule_chunked(q, k, v, gates, state, valid)
+
+
+def uses_kernels(x: Tensor, rank: int) -> bool:
+    """Whether Triton kernels are to work on x: on a CUDA GPU, with DELTAMEM_KERNELS=triton in the environment.
+
+    They are not the default until scripts/gpu_check.py has measured them.
+    """
+    return x.is_cuda and _kernels_wanted() and rank & (rank - 1) == 0 and 2 <= rank <= 32
+
+
+@lru_cache(maxsize=1)
+def _kernels_wanted() -> bool:
+    return os.environ.get("DELTAMEM_KERNELS") == "triton" and find_spec("triton") is not None
