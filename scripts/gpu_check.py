@@ -17,12 +17,16 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+import deltamem.recurrence
 from deltamem import DeltaMemConfig, DeltaMemory
+from deltamem.layer import DeltaLayer
 from deltamem.recurrence import delta_rule_chunked, delta_rule_naive, gates_from
+from deltamem.recurrence.kernels import delta_rule_kernels
 
 SHAPE = {
     "vocab_size": 151936,
@@ -39,22 +43,80 @@ Row = tuple[str, str]
 
 
 def recurrence_agrees() -> list[Row]:
-    """The chunked form on the GPU against the token loop in float64 on the CPU."""
+    """The fast forms on the GPU, with their gradients, against the token loop in float64 on the CPU."""
     rows = []
-    for mode in ("standard", "lambda_outside", "no_lambda"):
-        generator = torch.Generator().manual_seed(0)
-        q, k, v, b, y = (torch.randn(2, 1000, 1, 8, generator=generator, dtype=torch.float64) for _ in range(5))
-        q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
-        beta, lam = torch.sigmoid(b), torch.sigmoid(y)
-        state = torch.randn(2, 1, 8, 8, generator=generator, dtype=torch.float64)
-        expected = delta_rule_naive(q, k, v, gates_from(beta, lam, mode), state)
-        moved = [x.float().cuda() for x in (q, k, v, beta, lam, state)]
-        actual = delta_rule_chunked(*moved[:3], gates_from(moved[3], moved[4], mode), moved[5])
-        worst = max(
-            float((a.double().cpu() - e).abs().max() / e.abs().max()) for a, e in zip(actual, expected, strict=True)
-        )
-        rows.append((f"recurrence {mode}, largest error", f"{worst:.1e} {'ok' if worst < 1e-5 else 'WRONG'}"))
+    for name, rule in (("chunked", delta_rule_chunked), ("kernels", delta_rule_kernels)):
+        for mode in ("standard", "lambda_outside", "no_lambda"):
+            exact = _problem(2, 1000, torch.float64, "cpu")
+            expected = _with_gradients(delta_rule_naive, exact, mode)
+            actual = _with_gradients(rule, _problem(2, 1000, torch.float32, "cuda"), mode)
+            pairs = zip(actual, expected, strict=True)
+            worst = max(float((x.double().cpu() - y).abs().max() / y.abs().max().clamp_min(1)) for x, y in pairs)
+            rows.append((f"{name}, {mode}: largest error", f"{worst:.1e} {'ok' if worst < 1e-4 else 'WRONG'}"))
     return rows
+
+
+def _problem(batch: int, length: int, dtype: torch.dtype, device: str) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    q, k, v, b = (normal(batch, length, 1, 8) for _ in range(4))
+    q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
+    leaves = (q, k, v, torch.sigmoid(b), normal(batch, 1, 8, 8))
+    return [x.to(device=device, dtype=dtype).requires_grad_() for x in leaves]
+
+
+def _with_gradients(rule: Any, leaves: list[torch.Tensor], mode: str) -> list[torch.Tensor]:
+    q, k, v, beta, state = leaves
+    outputs = rule(q, k, v, gates_from(beta, 1 - beta, mode), state)
+    gradients = torch.autograd.grad(outputs[0].square().sum() + outputs[1].sum(), leaves)
+    return [x.detach() for x in (*outputs, *gradients)]
+
+
+def token_agrees() -> list[Row]:
+    """A token through the kernel against the same token through the layer."""
+    rows = []
+    for heads, mode in ((1, "standard"), (4, "lambda_outside"), (1, "no_lambda")):
+        torch.manual_seed(0)
+        config = DeltaMemConfig(num_state_heads=heads, state_update_mode=mode, output_init="random")
+        layer = DeltaLayer(config, 256, dict.fromkeys("qkvo", 256)).cuda().requires_grad_(False)
+        x, state = torch.randn(4, 1, 256, device="cuda"), torch.randn(4, heads, 8, 8, device="cuda")
+        found = []
+        for wanted in (False, True):
+            with _kernels(wanted), torch.no_grad():
+                found.append(layer.read_and_write(x, state))
+        worst = max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
+        rows.append((f"token kernel, {mode}, {heads} heads: largest error", f"{worst:.1e}"))
+    return rows
+
+
+def recurrence_speed() -> list[Row]:
+    """T = 8192 for 36 layers at once, against copying what goes in and comes out."""
+    leaves = [x.detach() for x in _problem(36, 8192, torch.float32, "cuda")]
+    q, k, v, beta, state = leaves
+    gates = gates_from(beta, 1 - beta, "standard")
+    moved = torch.empty(5 * q.numel() // 2 + gates.write.numel(), device="cuda")  # read once and written once
+    copied = torch.empty_like(moved)
+    copy = seconds(lambda: copied.copy_(moved))
+    rows = [("copying what the recurrence moves, T = 8192, 36 layers", f"{1e3 * copy:.3f} ms")]
+    for name, rule in (("chunked", delta_rule_chunked), ("kernels", delta_rule_kernels)):
+
+        def forward(rule: Any = rule) -> None:
+            with torch.inference_mode():
+                rule(q, k, v, gates, state)
+
+        took = seconds(forward)
+        rows.append((f"recurrence, {name}, forward", f"{1e3 * took:.3f} ms, {took / copy:.1f}x the copy"))
+        trained = _problem(36, 512, torch.float32, "cuda")
+        both = seconds(lambda rule=rule, trained=trained: _with_gradients(rule, trained, "standard"))  # type: ignore[misc]
+        rows.append((f"recurrence, {name}, T = 512, forward and backward", f"{1e3 * both:.3f} ms"))
+    return rows
+
+
+def _kernels(wanted: bool) -> Any:
+    return mock.patch.object(deltamem.recurrence, "_kernels_wanted", lambda: wanted)
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
@@ -70,7 +132,7 @@ def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def speed_and_memory(quantize: bool) -> list[Row]:
-    """Prompt, decode and peak memory, frozen against memory, on a Qwen3-4B shape."""
+    """Prompt, decode and peak memory, frozen, with memory, and with memory through the kernels, on a Qwen3-4B shape."""
     kind = "nf4" if quantize else "bf16"
     with torch.device("cuda"):
         torch.manual_seed(0)
@@ -83,27 +145,36 @@ def speed_and_memory(quantize: bool) -> list[Row]:
     for length in (1024, 8192):
         ids = torch.randint(0, 150000, (1, length), device="cuda")
         measured = {}
-        for name, mode in (("frozen", memory.disabled), ("memory", memory.writing)):
+        for name, mode, kernels in (
+            ("frozen", memory.disabled, False),
+            ("memory", memory.writing, False),
+            ("kernels", memory.writing, True),
+        ):
 
             def prompt(mode: Any = mode, ids: torch.Tensor = ids) -> Any:
                 with torch.inference_mode(), mode():
                     return model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
-            torch.cuda.reset_peak_memory_stats()
-            took = seconds(prompt)
-            peak = torch.cuda.max_memory_allocated() / 2**20
-            cache = prompt()
+            with _kernels(kernels):
+                prompt()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+                took = seconds(prompt)
+                peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+                cache = prompt()
 
-            def step(mode: Any = mode, cache: Any = cache, ids: torch.Tensor = ids) -> None:
-                with torch.inference_mode(), mode():
-                    model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
+                def step(mode: Any = mode, cache: Any = cache, ids: torch.Tensor = ids) -> None:
+                    with torch.inference_mode(), mode():
+                        model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True)
 
-            measured[name] = (took, seconds(step, 20), peak)
+                measured[name] = (took, seconds(step, 20), peak)
             del cache
-        (fp, fd, fm), (mp, md, mm) = measured["frozen"], measured["memory"]
-        rows.append((f"{kind} prompt {length}", f"{1e3 * fp:.1f} -> {1e3 * mp:.1f} ms, {mp / fp:.2f}x"))
-        rows.append((f"{kind} decode after {length}", f"{1e3 * fd:.1f} -> {1e3 * md:.1f} ms, {md / fd:.2f}x"))
-        rows.append((f"{kind} peak memory at {length}", f"{fm:.0f} -> {mm:.0f} MiB, {mm - fm:+.0f} MiB"))
+        (fp, fd, fm) = measured["frozen"]
+        for name in ("memory", "kernels"):
+            (mp, md, mm) = measured[name]
+            rows.append((f"{kind} prompt {length}, {name}", f"{1e3 * fp:.1f} -> {1e3 * mp:.1f} ms, {mp / fp:.2f}x"))
+            rows.append((f"{kind} decode at {length}, {name}", f"{1e3 * fd:.1f} -> {1e3 * md:.1f} ms, {md / fd:.2f}x"))
+            rows.append((f"{kind} peak at {length}, {name}", f"{fm:.0f} -> {mm:.0f} MiB, {mm - fm:+.0f} MiB"))
     memory.detach()
     return rows
 
@@ -135,7 +206,7 @@ def main() -> int:
         print("there is no CUDA GPU here; nothing was measured")
         return 2
     device = torch.cuda.get_device_name()
-    rows = recurrence_agrees() + speed_and_memory(False)
+    rows = recurrence_agrees() + token_agrees() + recurrence_speed() + speed_and_memory(False)
     gc.collect()
     torch.cuda.empty_cache()
     try:
