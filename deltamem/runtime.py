@@ -58,6 +58,7 @@ class Call:
     valid: Tensor | None = None
     written: Tensor | None = None
     silent: Tensor | None = None
+    mute: bool = False
     plan: SegmentPlan | None = None
     single: Single | None = None
 
@@ -76,6 +77,7 @@ class Call:
                     f"reads is {tuple(self.directions.reads.shape)} where the call has {(batch, tokens)} tokens"
                 )
             self.silent = ~self.directions.reads.to(device=device, dtype=torch.bool)
+            self.mute = not bool(self.directions.reads.any())
         if segment_writes and self.directions.mode == "write" and self.directions.segments is not None:
             segments = self.directions.segments.to(device)
             if tuple(segments.shape) != (batch, tokens):
@@ -278,7 +280,9 @@ class Runtime:
                 layer.reads = layer.reads.detach()
             else:
                 state = self._run(layer, entry, hidden)
-        if entry.call.silent is not None and layer.reads is not None:
+        if entry.call.mute:
+            layer.reads = None
+        elif entry.call.silent is not None and layer.reads is not None:
             layer.reads = layer.reads.masked_fill(entry.call.silent[..., None], 0.0)
         if mode == "write" and replay is None:
             layer.state = state
@@ -289,7 +293,7 @@ class Runtime:
         call, weights = entry.call, layer.weights
         state = _usable(entry.state).to(hidden.device)
         if call.directions.mode == "read":
-            layer.reads = weights.read(hidden, state, call.valid)
+            layer.reads = None if call.mute else weights.read(hidden, state, call.valid)
             return state
         if self._segment_writes and (call.plan is not None or entry.collecting):
             layer.reads = weights.read(hidden, state, call.valid)
