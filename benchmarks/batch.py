@@ -36,7 +36,7 @@ def run(model: Any, memory: DeltaMemory, ids: torch.Tensor, tokens: int) -> floa
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapter", default="smollm2-135m-v2")
+    parser.add_argument("--adapter", help="Default: the one recommended for the backbone.")
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=32)
     options = parser.parse_args()
@@ -44,7 +44,7 @@ def main() -> None:
     print("| --- | --- | --- | --- |")
     for quantize in ("none", "int8"):
         backbone = load_backbone("smollm2-135m", "cpu", quantize=quantize)  # type: ignore[arg-type]
-        memory = DeltaMemory.from_pretrained(backbone.model, options.adapter)
+        memory = DeltaMemory.from_pretrained(backbone.model, options.adapter or backbone.adapter or "")
         ids = torch.randint(0, 49000, (16, options.prompt), generator=torch.Generator().manual_seed(0))
         for _ in range(2):  # the first round warms up
             together = run(backbone.model, memory, ids, options.tokens)

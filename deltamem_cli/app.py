@@ -10,13 +10,14 @@ import typer
 
 from deltamem import __version__
 from deltamem.errors import DeltaMemError
+from deltamem_cli.app_models import models_app
 from deltamem_cli.app_profiles import profiles_app
+from deltamem_cli.app_research import bench, evaluate, train_adapter
 from deltamem_cli.options import (
     AdapterOption,
     BackboneOption,
     ContextOption,
     DeviceOption,
-    EvalTask,
     JsonOption,
     MemoryChoice,
     ProfileOption,
@@ -156,230 +157,13 @@ def inspect_state(
     run_inspect(InspectOptions(profile, layer, head, diff, turns, report, plot, as_json))
 
 
-@app.command("train-adapter", epilog="Example: deltamem train-adapter --backbone smollm2-135m --output my-adapter")
-def train_adapter(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the adapter and its checkpoints.")],
-    backbone: BackboneOption = None,
-    preset: Annotated[
-        str, typer.Option(help="deltamem, cached or published: where every value not given here comes from.")
-    ] = "deltamem",
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            help="synthetic, a .jsonl of chats or a SQuAD .json, each with a weight if you like: synthetic:0.7. "
-            "May be repeated.",
-        ),
-    ] = None,
-    start: Annotated[Path | None, typer.Option("--from", help="Begin with this adapter.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --output.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
-    cached_steps: Annotated[
-        int | None, typer.Option(min=0, help="So many of them, the first, on hidden states worked out once.")
-    ] = None,
-    bank: Annotated[int | None, typer.Option(min=8, help="Turns with facts those draw from.")] = None,
-    cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,
-    accumulate: Annotated[int | None, typer.Option(min=1, help="Cut a step into this many parts.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak of AdamW.")] = None,
-    fitted_rate: Annotated[float | None, typer.Option(help="That of keys and queries, relative.")] = None,
-    warmup: Annotated[int | None, typer.Option(min=1, help="Steps of linear warm-up.")] = None,
-    decay: Annotated[float | None, typer.Option(min=0, max=1, help="Share of the steps with cosine decay.")] = None,
-    clip: Annotated[float | None, typer.Option(help="Largest gradient norm.")] = None,
-    window: Annotated[
-        int | None, typer.Option(min=16, help="Longest history written in one window, in tokens.")
-    ] = None,
-    truncate: Annotated[int | None, typer.Option(min=1, help="Windows the gradient goes back through.")] = None,
-    start_weight: Annotated[float | None, typer.Option(help="Of an answer's first token beside the value's.")] = None,
-    rest_weight: Annotated[float | None, typer.Option(help="Of an answer's other tokens.")] = None,
-    addressing_weight: Annotated[float | None, typer.Option(help="Of questions finding what was told.")] = None,
-    spread: Annotated[float | None, typer.Option(help="Within that, of keys lying apart.")] = None,
-    ordinary: Annotated[int | None, typer.Option(min=0, help="Ordinary questions per step.")] = None,
-    ordinary_weight: Annotated[float | None, typer.Option(help="Of leaving them alone.")] = None,
-    distill_weight: Annotated[float | None, typer.Option(help="Of the backbone with the history in context.")] = None,
-    contrast_weight: Annotated[float | None, typer.Option(help="Of the right state against others.")] = None,
-    sparsity_weight: Annotated[float | None, typer.Option(help="Of few writes.")] = None,
-    gate_target: Annotated[float | None, typer.Option(help="Mean write gate that --sparsity-weight aims at.")] = None,
-    rank: Annotated[int | None, typer.Option(min=1, help="Side of a state matrix.")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="State heads per layer.")] = None,
-    write: Annotated[str | None, typer.Option(help="token (TSW, MSW), message_mean or sentence_mean (SSW).")] = None,
-    update: Annotated[str | None, typer.Option(help="standard, lambda_outside or no_lambda.")] = None,
-    correct: Annotated[str | None, typer.Option(help="Which of q, k, v, o are corrected, e.g. qo.")] = None,
-    row_gates: Annotated[
-        bool | None, typer.Option("--row-gates/--head-gates", help="A write gate a row of the state, or one a head.")
-    ] = None,
-    read_gate: Annotated[
-        bool | None, typer.Option("--read-gate/--no-read-gate", help="Let tokens that ask for nothing read nothing.")
-    ] = None,
-    reads: Annotated[str | None, typer.Option(help="all: every token reads; reply: those of replies.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Which layers, e.g. 0,5,10-20. Default: all.")] = None,
-    warm_start: Annotated[
-        bool | None,
-        typer.Option("--warm-start/--no-warm-start", help="Fit keys, gates and values on frozen hidden states first."),
-    ] = None,
-    mark: Annotated[float | None, typer.Option(help="Accuracy that ends a stage of the curriculum.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
-    eval_every: Annotated[int | None, typer.Option(min=1, help="Steps between held-out evaluations.")] = None,
-    eval_questions: Annotated[int | None, typer.Option(min=1, help="Questions per figure in one of those.")] = None,
-    patience: Annotated[
-        int | None, typer.Option(min=0, help="Stop after this many evaluations without a better one.")
-    ] = None,
-    checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Less memory, more time.")] = False,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Log for TensorBoard as well.")] = False,
-    device: DeviceOption = "auto",
-    dtype: Annotated[str, typer.Option(help="Precision of the backbone: auto, float32 or bfloat16.")] = "auto",
-    quantize: QuantizeOption = QuantizeChoice.none,
-) -> None:
-    """Train an adapter for a backbone. It is what writes and reads the memory."""
-    from deltamem_cli.train_adapter import TrainOptions, layer_numbers, run_train
-
-    config = {
-        "rank": rank,
-        "num_state_heads": heads,
-        "memory_write_granularity": write,
-        "state_update_mode": update,
-        "delta_heads": None if correct is None else tuple(correct),
-        "rankwise_gates": row_gates,
-        "read_gate": read_gate,
-        "reads": reads,
-        "target_layers": None if layers is None else layer_numbers(layers),
-    }
-    recipe = {
-        "steps": steps,
-        "cached_steps": cached_steps,
-        "bank": bank,
-        "cached_facts": cached_facts,
-        "batch": batch,
-        "accumulate": accumulate,
-        "learning_rate": learning_rate,
-        "fitted_rate": fitted_rate,
-        "warmup": warmup,
-        "decay": decay,
-        "clip": clip,
-        "window": window,
-        "truncate": truncate,
-        "start_weight": start_weight,
-        "rest_weight": rest_weight,
-        "addressing_weight": addressing_weight,
-        "spread": spread,
-        "ordinary": ordinary,
-        "ordinary_weight": ordinary_weight,
-        "distill_weight": distill_weight,
-        "contrast_weight": contrast_weight,
-        "sparsity_weight": sparsity_weight,
-        "gate_target": gate_target,
-        "mark": mark,
-        "seed": seed,
-        "eval_every": eval_every,
-        "eval_questions": eval_questions,
-        "patience": patience,
-    }
-    run_train(
-        TrainOptions(
-            output=output,
-            backbone=backbone,
-            preset=preset,
-            data=data or [],
-            start=start,
-            resume=resume,
-            device=device,
-            dtype=dtype,
-            quantize=quantize.value,
-            checkpointing=checkpointing,
-            tensorboard=tensorboard,
-            warm_start=warm_start,
-            config={k: v for k, v in config.items() if v is not None},
-            recipe={k: v for k, v in recipe.items() if v is not None},
-        )
-    )
-
-
-@app.command(
-    "eval", epilog="Example: deltamem eval recall --facts 1,4 --parts facts   or   deltamem eval squad dev.json"
+app.command("train-adapter", epilog="Example: deltamem train-adapter --backbone smollm2-135m --output my-adapter")(
+    train_adapter
 )
-def evaluate(
-    task: Annotated[
-        EvalTask,
-        typer.Argument(
-            help="recall: made-up facts. ordinary: are ordinary questions left alone? perplexity: is text? "
-            "The others are read from files.",
-            show_choices=True,
-        ),
-    ],
-    path: Annotated[Path | None, typer.Argument(help="The task's file, where it has one.")] = None,
-    backbone: BackboneOption = None,
-    adapter: AdapterOption = None,
-    conditions: Annotated[
-        str,
-        typer.Option(
-            help="all, or some of frozen, memory, context, retrieval, memory+context, memory+retrieval, shuffled, "
-            "with commas between them."
-        ),
-    ] = "all",
-    questions: Annotated[int, typer.Option(min=1, help="recall: questions per figure, about.")] = 48,
-    facts: Annotated[str, typer.Option(help="recall: numbers of facts told.")] = "1,2,4,8,16,32",
-    distances: Annotated[str, typer.Option(help="recall: turns of small talk before the question.")] = "0,10,50,200",
-    parts: Annotated[str, typer.Option(help="recall: all, or some of facts, distance, held out, kind.")] = "all",
-    limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions (windows of text).")] = None,
-    context: ContextOption = None,
-    retrieve: Annotated[int, typer.Option(min=1, help="Most past turns that retrieval puts into the prompt.")] = 5,
-    batch: Annotated[int, typer.Option(min=1, help="Questions run together.")] = 16,
-    seed: Annotated[int, typer.Option(help="Seed of the made-up people.")] = 0,
-    predictions: Annotated[
-        Path | None, typer.Option(help="Keep every reply in this file (JSON lines); run again to go on with it.")
-    ] = None,
-    plot: Annotated[Path | None, typer.Option(help="Draw the figures into this file, e.g. recall.png.")] = None,
-    as_json: JsonOption = False,
-    device: DeviceOption = "auto",
-    dtype: Annotated[str, typer.Option(help="Precision of the backbone: auto, float32 or bfloat16.")] = "auto",
-    quantize: QuantizeOption = QuantizeChoice.auto,
-) -> None:
-    """Measure what memory recalls, beside the frozen backbone, the history in the prompt, and retrieval."""
-    from deltamem_cli.evaluate import EvalChoices, run_eval
-
-    run_eval(
-        EvalChoices(
-            task=task.value,
-            path=path,
-            backbone=backbone,
-            adapter=adapter,
-            conditions=conditions,
-            questions=questions,
-            facts=facts,
-            distances=distances,
-            parts=parts,
-            limit=limit,
-            context=context,
-            retrieve=retrieve,
-            batch=batch,
-            seed=seed,
-            predictions=predictions,
-            plot=plot,
-            json=as_json,
-            device=device,
-            dtype=dtype,
-            quantize=quantize.value,
-        )
-    )
-
-
-@app.command(epilog="Example: deltamem bench --lengths 256,1024")
-def bench(
-    backbone: BackboneOption = None,
-    adapter: AdapterOption = None,
-    lengths: Annotated[str, typer.Option(help="Prompts, in tokens.")] = "64,256,1024",
-    decode: Annotated[int, typer.Option(min=1, help="Tokens made after each prompt.")] = 32,
-    repeats: Annotated[int, typer.Option(min=1, help="Repeats, frozen and with memory turn about.")] = 5,
-    plot: Annotated[Path | None, typer.Option(help="Draw the times into this file.")] = None,
-    as_json: JsonOption = False,
-    device: DeviceOption = "auto",
-    dtype: Annotated[str, typer.Option(help="Precision of the backbone: auto, float32 or bfloat16.")] = "auto",
-    quantize: QuantizeOption = QuantizeChoice.auto,
-) -> None:
-    """Measure what memory costs here: time and peak memory, frozen and with it."""
-    from deltamem_cli.bench import run_bench
-
-    run_bench(backbone, adapter, lengths, decode, repeats, plot, as_json, device, dtype, quantize.value)
+app.command(
+    "eval", epilog="Example: deltamem eval recall --facts 1,4 --parts facts   or   deltamem eval squad dev.json"
+)(evaluate)
+app.command(epilog="Example: deltamem bench --lengths 256,1024")(bench)
 
 
 @app.command(epilog="Example: deltamem doctor --json")
@@ -391,42 +175,7 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 app.add_typer(profiles_app, name="profiles")
-
-models_app = typer.Typer(rich_markup_mode=None, help="List, fetch and find backbones.")
 app.add_typer(models_app, name="models")
-
-
-@models_app.callback(invoke_without_command=True, epilog="Example: deltamem models pull smollm2-135m")
-def models(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List, fetch and find backbones."""
-    if context.invoked_subcommand is None:
-        from deltamem_cli.models import run_list
-
-        run_list(as_json)
-
-
-@models_app.command("list", epilog="Example: deltamem models list --json")
-def models_list(as_json: JsonOption = False) -> None:
-    """List the named backbones."""
-    from deltamem_cli.models import run_list
-
-    run_list(as_json)
-
-
-@models_app.command("pull", epilog="Example: deltamem models pull smollm2-135m")
-def models_pull(name: Annotated[str, typer.Argument(help="Alias or hub id.")]) -> None:
-    """Fetch a backbone, to be used offline from then on."""
-    from deltamem_cli.models import run_pull
-
-    run_pull(name)
-
-
-@models_app.command("path", epilog="Example: deltamem models path smollm2-135m")
-def models_path(name: Annotated[str, typer.Argument(help="Alias or hub id.")]) -> None:
-    """Print where a backbone lies on this machine."""
-    from deltamem_cli.models import run_path
-
-    run_path(name)
 
 
 def main() -> None:
