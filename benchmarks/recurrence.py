@@ -22,10 +22,10 @@ from deltamem.layer import DeltaLayer
 from deltamem.recurrence import delta_rule, delta_rule_naive, gates_from
 
 
-def once(rule: Callable[..., tuple[Tensor, Tensor]], mode: str, length: int, backward: bool) -> None:
-    """A pass over random signals."""
+def once(rule: Callable[..., tuple[Tensor, Tensor]], mode: str, gates: int, length: int, backward: bool) -> None:
+    """A pass over random signals, with one gate a row (8) or one a head (1)."""
     generator = torch.Generator().manual_seed(0)
-    q, k, v, b = (torch.randn(1, length, 1, 8, generator=generator) for _ in range(4))
+    q, k, v, b = (torch.randn(1, length, 1, n, generator=generator) for n in (8, 8, 8, gates))
     q, k = (torch.nn.functional.normalize(x, dim=-1) for x in (q, k))
     leaves = [x.requires_grad_(backward) for x in (q, k, v, torch.sigmoid(b))]
     reads, state = rule(*leaves[:3], gates_from(leaves[3], 1 - leaves[3], mode), torch.zeros(1, 1, 8, 8))
@@ -51,9 +51,11 @@ def main() -> None:
         loop, chunked = (1e3 * took[n] for n in ("loop", "chunked"))
         print(f"| {name} | {loop:.1f} | {chunked:.2f} | {loop / chunked:.0f} |", flush=True)
 
-    for mode in ("standard", "no_lambda"):
-        row(f"{mode}, T = 1024, forward", partial(once, mode=mode, length=1024, backward=False), 15)
-        row(f"{mode}, T = 1024, forward and backward", partial(once, mode=mode, length=1024, backward=True), 9)
+    for mode, gates in (("standard", 8), ("no_lambda", 8), ("standard", 1), ("no_lambda", 1)):
+        name = f"{mode}, one gate a {'row' if gates > 1 else 'head'}, T = 1024"
+        for backward, repeats in ((False, 15), (True, 7)):
+            work = partial(once, mode=mode, gates=gates, length=1024, backward=backward)
+            row(f"{name}, {'forward and backward' if backward else 'forward'}", work, repeats)
     layers = [DeltaLayer(DeltaMemConfig(), 576, dict.fromkeys("qkvo", 576)) for _ in range(30)]
     hidden = torch.randn(1, 512, 576)
     row("training step, 512 tokens, 30 layers", partial(training_step, layers=layers, hidden=hidden), 3)

@@ -24,8 +24,15 @@ from torch import Tensor
 
 from deltamem.recurrence.gates import Gates, mask_gates, mask_reads
 
-CHUNK = 64
-"""Tokens per chunk. The pairwise factors cost C^2 per row, the loop over chunks T / C steps."""
+
+def chunk_size(tokens: int, rows: int) -> int:
+    """Tokens per chunk: the pairwise factors cost C^2 for every row with gates of its own, the loop T / C steps.
+
+    Measured on a CPU with benchmarks/recurrence.py.
+    """
+    if rows == 1:
+        return 64
+    return 32 if tokens <= 512 else 16
 
 
 def delta_rule_chunked(
@@ -35,16 +42,16 @@ def delta_rule_chunked(
     gates: Gates,
     state: Tensor,
     valid: Tensor | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Read and write a sequence chunk by chunk. Shapes as in the package docstring."""
     tokens, rank = q.shape[1], q.shape[3]
     if not tokens:
         return torch.zeros_like(q), state
     gates = mask_gates(gates, valid)
-    size = min(chunk, tokens)
-    count = -(-tokens // size)
     rows = gates.write.shape[-1]  # r, or 1 where all rows of a state share their gates
+    size = min(chunk or chunk_size(tokens, rows), tokens)
+    count = -(-tokens // size)
 
     def cut(x: Tensor, fill: float = 0.0) -> Tensor:
         """(B, T, H, n) as (B, H, chunks, C, n); what is missing at the end writes nothing."""
