@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from transformers import DynamicCache
 from deltamem.memory import DeltaMemory
 
 Report = Callable[[str, int, int], None]
+Mode = Callable[[], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -79,16 +81,19 @@ def measure(
     vocabulary = model.get_input_embeddings().weight.shape[0]
     total, done = len(lengths) * (repeats + 1), 0
     device = next(model.parameters()).device
-    modes: dict[str, Callable[[], AbstractContextManager[Any]]] = {"frozen": memory.disabled, "memory": memory.writing}
+    replying: list[Mode] = [memory.disabled, memory.writing]
     for length in lengths:
+        # As in a chat: a prompt is told, and what follows is a reply.
+        said = partial(memory.writing, reads=torch.zeros(1, length, dtype=torch.bool))
+        prompting: list[Mode] = [memory.disabled, said]
         ids = torch.randint(0, vocabulary, (1, length), generator=generator).to(device)
         prompts, tokens, peaks = (_Pairs() for _ in range(3))
         for repeat in range(repeats + 1):
             report(f"{length} tokens", done, total)
             memory.reset()
             with torch.inference_mode():
-                once = [_prompt(model, ids, mode) for mode in modes.values()]
-                decoded = _decode(model, [o.cache for o in once], list(modes.values()), ids[:, -1:], decode_tokens)
+                once = [_prompt(model, ids, mode) for mode in prompting]
+                decoded = _decode(model, [o.cache for o in once], replying, ids[:, -1:], decode_tokens)
             if repeat:
                 prompts.add(*(o.milliseconds for o in once))
                 peaks.add(*(o.peak for o in once))
@@ -106,7 +111,7 @@ class _Prompted(NamedTuple):
     cache: DynamicCache
 
 
-def _prompt(model: Any, ids: Tensor, mode: Callable[[], AbstractContextManager[Any]]) -> _Prompted:
+def _prompt(model: Any, ids: Tensor, mode: Mode) -> _Prompted:
     with mode(), _peak(ids.device) as peak:
         cache = DynamicCache(config=model.config)
         began = _now(ids.device)
@@ -118,7 +123,7 @@ def _prompt(model: Any, ids: Tensor, mode: Callable[[], AbstractContextManager[A
 def _decode(
     model: Any,
     caches: Sequence[DynamicCache],
-    modes: Sequence[Callable[[], AbstractContextManager[Any]]],
+    modes: Sequence[Mode],
     token: Tensor,
     count: int,
 ) -> list[list[float]]:
