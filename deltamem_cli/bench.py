@@ -28,8 +28,8 @@ def run_bench(
     from deltamem.backbones.progress import Progress
     from deltamem.benchmarking import measure
     from deltamem.config import DeltaMemConfig
-    from deltamem.evaluation.plot import require_matplotlib
     from deltamem.memory import DeltaMemory
+    from deltamem.pictures import require_matplotlib
     from deltamem_cli.opening import dtype_of, open_backbone
 
     try:
@@ -99,9 +99,9 @@ def _show(rows: Sequence[Any]) -> None:
 
 
 def _plot(rows: Sequence[Any], path: Path) -> None:
-    from matplotlib.figure import Figure
+    from deltamem.pictures import new_figure, save_figure
 
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = new_figure(9, 3.8)
     for axes, name, title in zip(
         figure.subplots(1, 2), ("prompt", "decode"), ("prompt, ms", "decoding, ms a token"), strict=True
     ):
@@ -112,7 +112,4 @@ def _plot(rows: Sequence[Any], path: Path) -> None:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
         axes.legend()
-    try:
-        figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as error:
-        raise DataError(f"can't draw to {path}: {error}") from None
+    save_figure(figure, path)

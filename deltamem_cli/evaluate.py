@@ -56,7 +56,7 @@ def run_eval(choices: EvalChoices) -> None:
         if name not in CONDITIONS:
             raise DataError(f"no condition is called {name!r}; there are {', '.join(CONDITIONS)}")
     if choices.plot is not None:
-        from deltamem.evaluation.plot import require_matplotlib
+        from deltamem.pictures import require_matplotlib
 
         require_matplotlib()
     passes, settings, context = _open(choices)

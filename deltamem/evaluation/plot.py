@@ -6,19 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deltamem.errors import DataError, MissingExtraError
-
-
-def require_matplotlib() -> None:
-    """Find out before the work, not after it.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("a plot", "eval") from None
+from deltamem.pictures import new_figure, save_figure
 
 
 def plot_recall(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None:
@@ -33,11 +21,8 @@ def plot_recall(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None
         MissingExtraError: matplotlib is not installed.
         DataError: the file can't be written.
     """
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
     panels = _panels(rows)
-    figure = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
+    figure = new_figure(5.2 * len(panels), 4.2)
     conditions = list(dict.fromkeys(row["condition"] for row in rows))
     for axes, (title, part) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         numeric = all(isinstance(row["slice"].get(title), int) for row in part)
@@ -62,10 +47,7 @@ def plot_recall(rows: Sequence[dict[str, Any]], metric: str, path: Path) -> None
         axes.set_ylim(-0.02, 1.02)
         axes.grid(axis="y", alpha=0.3)
     figure.axes[0].legend(fontsize=8)
-    try:
-        figure.savefig(path, dpi=130)
-    except (OSError, ValueError) as error:
-        raise DataError(f"can't draw to {path}: {error}") from None
+    save_figure(figure, path)
 
 
 def _panels(rows: Sequence[dict[str, Any]]) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from deltamem.errors import DataError, MissingExtraError
 from deltamem.inspection.heads import Matrices
 from deltamem.inspection.overview import Moment
+from deltamem.pictures import new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ def matrices_figure(matrices: Matrices, layers: Sequence[int]) -> Figure:
     count, heads = matrices.shape[:2]
     columns = min(_COLUMNS, count)
     rows = ceil(count / columns) * heads
-    figure = _figure((1.15 * columns, 1.3 * rows + 0.5))
+    figure = new_figure(1.15 * columns, 1.3 * rows + 0.5)
     peak = float(np.abs(matrices).max()) or 1.0
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
@@ -52,7 +52,7 @@ def drift_figure(moments: Sequence[Moment]) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    figure = _figure((11, 2.8))
+    figure = new_figure(11, 2.8)
     x = range(len(moments))
     for axes, name, title in zip(
         figure.subplots(1, 3),
@@ -79,7 +79,7 @@ def gates_figure(moments: Sequence[Moment], layers: Sequence[int]) -> Figure | N
     known = [m for m in moments if len(m.gates) == len(layers)]
     if not known:
         return None
-    figure = _figure((11, 3.2))
+    figure = new_figure(11, 3.2)
     axes = figure.subplots()
     picture = axes.imshow(np.array([m.gates for m in known]).T, aspect="auto", cmap="viridis", vmin=0)
     places = range(0, len(known), max(1, len(known) // 20))
@@ -99,10 +99,7 @@ def save_plot(path: Path, matrices: Matrices, layers: Sequence[int]) -> None:
         MissingExtraError: matplotlib is not installed.
         DataError: the file can't be written.
     """
-    try:
-        matrices_figure(matrices, layers).savefig(path, dpi=130)
-    except (OSError, ValueError) as error:
-        raise DataError(f"can't draw to {path}: {error}") from None
+    save_figure(matrices_figure(matrices, layers), path)
 
 
 def svg(figure: Figure) -> str:
@@ -112,11 +109,3 @@ def svg(figure: Figure) -> str:
     text = out.getvalue()
     # The page has a title of its own; what is left names no address but that of the SVG language.
     return re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-
-
-def _figure(size: tuple[float, float]) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("a picture", "eval") from None
-    return Figure(figsize=size, layout="constrained")

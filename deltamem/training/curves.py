@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
+from deltamem.pictures import new_figure, save_figure
 from deltamem.training.metrics import read_metrics
 
 CURVES_FILE = "curves.png"
@@ -12,15 +14,13 @@ CURVES_FILE = "curves.png"
 
 def draw_curves(directory: Path) -> Path | None:
     """Loss, accuracy, parts of the loss and held-out recall over steps; None where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
+    if find_spec("matplotlib") is None:
         return None
     lines = read_metrics(directory)
     if not lines:
         return None
     steps = [line["step"] for line in lines]
-    figure = Figure(figsize=(12, 4), layout="constrained")
+    figure = new_figure(12, 4)
     loss, right, parts = figure.subplots(1, 3)
     for axes, key, title in ((loss, "loss", "loss"), (right, "accuracy", "share of value tokens that are right")):
         values = [line[key] for line in lines]
@@ -44,7 +44,7 @@ def draw_curves(directory: Path) -> Path | None:
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     path = directory / CURVES_FILE
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
     return path
 
 
