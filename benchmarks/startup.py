@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     cli = ["-m", "deltamem_cli"]
-    imports = seconds(["-c", IMPORTS + "; print()"], repeats)
+    imports = seconds(["-c", IMPORTS + "; print(flush=True)"], repeats, first_byte=True)
     chat = seconds([*cli, "chat", "hi", "--backbone", "smollm2-135m", "--temperature", "0"], repeats, first_byte=True)
     print("| what | seconds |\n| --- | --- |")
     print(f"| `deltamem --help` | {seconds([*cli, '--help'], repeats):.2f} |")

@@ -211,6 +211,7 @@ class DeltaLayer(nn.Module):
             state,
             everywhere if valid is None else valid[:, 0],
             everywhere if written is None else written[:, 0],
+            UNIT_EPS,
         )
         if trace is not None:
             trace(gates[:, None])

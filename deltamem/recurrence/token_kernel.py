@@ -13,8 +13,6 @@ from torch import Tensor
 
 from deltamem.config import DeltaMemConfig
 
-UNIT_EPS = 1e-6
-
 
 def token_kernel(
     config: DeltaMemConfig,
@@ -23,6 +21,7 @@ def token_kernel(
     state: Tensor,
     valid: Tensor,
     written: Tensor,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Read and write one token.
 
@@ -33,6 +32,7 @@ def token_kernel(
         state: (B, H, r, r).
         valid: (B) bool, false for padding, which reads zero.
         written: (B) bool, false for what leaves the state as it is.
+        eps: length below which a query or a key is not scaled up to 1.
 
     Returns:
         Reads (B, H * r), states (B, H, r, r), and write gates (B, H, r) or (B, H, 1).
@@ -49,7 +49,7 @@ def token_kernel(
         beta_bias if read_bias is None else read_bias,
         state, valid.to(torch.int32), written.to(torch.int32), reads, after, gates,
         products.shape[1], HEADS=heads, R=rank, G=of_gates, NORMALIZE=config.normalize_qk,
-        MODE=config.state_update_mode, FREE=lambda_bias is not None, OPENS=read_bias is not None, EPS=UNIT_EPS,
+        MODE=config.state_update_mode, FREE=lambda_bias is not None, OPENS=read_bias is not None, EPS=eps,
     )  # fmt: skip
     return reads, after, gates
 
