@@ -42,7 +42,7 @@ class Directions:
 
 
 class Single(NamedTuple):
-    """What the one token of a call of one sequence does."""
+    """What the one token of a call of one sequence does, on a CPU."""
 
     reads: bool
     writes: bool
@@ -83,7 +83,7 @@ class Call:
             if tuple(segments.shape) != (batch, tokens):
                 raise StateError(f"segments are {tuple(segments.shape)} where the call has {(batch, tokens)} tokens")
             self.plan = plan_segments(segments, self.valid)
-        if (batch, tokens) == (1, 1):
+        if (batch, tokens) == (1, 1) and device.type == "cpu":  # on a GPU these questions would wait for it
             there = self.valid is None or bool(self.valid)
             self.single = Single(
                 reads=there and not (self.silent is not None and self.silent),
