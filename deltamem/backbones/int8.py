@@ -1,7 +1,7 @@
 """8-bit weights on a CPU: a quarter of the bytes that making a token has to read.
 
 Only weights are rounded, one scale a row; what enters a layer stays in bfloat16. PyTorch's dynamic quantization, which
-rounds activations to 7 bits as well, is as fast and ruins small models (benchmarks/README.md has the figures).
+rounds activations to 7 bits as well, is as fast and ruins small models (benchmarks/speed.md has the figures).
 """
 
 from __future__ import annotations

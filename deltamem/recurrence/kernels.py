@@ -110,9 +110,22 @@ def _chunks(
 
 
 @triton.jit
-def _gate(pointer, at, place, T, other, G: tl.constexpr):
-    g = tl.arange(0, G)
-    return tl.load(pointer + at * G + g, mask=place + 0 * g < T, other=other)
+def _of_token(pointer, at, place, T, other, N: tl.constexpr):
+    """The N numbers of a token: of q, k or v, or a gate's; `other` after the last token."""
+    n = tl.arange(0, N)
+    return tl.load(pointer + at * N + n, mask=place + 0 * n < T, other=other)
+
+
+@triton.jit
+def _written(state, k_p, v_p, keep_p, erase_p, write_p, at, place, T,
+             R: tl.constexpr, G: tl.constexpr, HAS_KEEP: tl.constexpr):  # fmt: skip
+    """The state a token leaves."""
+    k = _of_token(k_p, at, place, T, 0.0, R)
+    gain = _of_token(write_p, at, place, T, 0.0, G) * _of_token(v_p, at, place, T, 0.0, R)
+    gain -= _of_token(erase_p, at, place, T, 0.0, G) * tl.sum(state * k[None, :], 1)
+    if HAS_KEEP:
+        state = _of_token(keep_p, at, place, T, 1.0, G)[:, None] * state
+    return state + gain[:, None] * k[None, :]
 
 
 @triton.jit
@@ -124,16 +137,15 @@ def _maps(k_p, v_p, keep_p, erase_p, write_p, maps_p, added_p,
     passed = tl.zeros((G, R, R), tl.float32) + (a[None, :, None] == a[None, None, :]).to(tl.float32)
     for t in range(C):
         place = chunk * C + t
-        present = place + 0 * a < T
         at = row * T + place
-        k = tl.load(k_p + at * R + a, mask=present, other=0.0)
-        v = tl.load(v_p + at * R + a, mask=present, other=0.0)
-        erase = _gate(erase_p, at, place, T, 0.0, G)
-        write = _gate(write_p, at, place, T, 0.0, G)
+        k = _of_token(k_p, at, place, T, 0.0, R)
+        v = _of_token(v_p, at, place, T, 0.0, R)
+        erase = _of_token(erase_p, at, place, T, 0.0, G)
+        write = _of_token(write_p, at, place, T, 0.0, G)
         gain = write * v - erase * tl.sum(added * k[None, :], 1)
         lost = erase[:, None] * tl.sum(passed * k[None, None, :], 2)
         if HAS_KEEP:
-            keep = _gate(keep_p, at, place, T, 1.0, G)
+            keep = _of_token(keep_p, at, place, T, 1.0, G)
             added = keep[:, None] * added
             passed = keep[:, None, None] * passed
         added += gain[:, None] * k[None, :]
@@ -168,15 +180,9 @@ def _reads(q_p, k_p, v_p, keep_p, erase_p, write_p, entries_p, out_p,
         place = chunk * C + t
         present = place + 0 * a < T
         at = row * T + place
-        q = tl.load(q_p + at * R + a, mask=present, other=0.0)
-        k = tl.load(k_p + at * R + a, mask=present, other=0.0)
-        v = tl.load(v_p + at * R + a, mask=present, other=0.0)
+        q = _of_token(q_p, at, place, T, 0.0, R)
         tl.store(out_p + at * R + a, tl.sum(state * q[None, :], 1), mask=present)
-        gain = _gate(write_p, at, place, T, 0.0, G) * v
-        gain -= _gate(erase_p, at, place, T, 0.0, G) * tl.sum(state * k[None, :], 1)
-        if HAS_KEEP:
-            state = _gate(keep_p, at, place, T, 1.0, G)[:, None] * state
-        state += gain[:, None] * k[None, :]
+        state = _written(state, k_p, v_p, keep_p, erase_p, write_p, at, place, T, R, G, HAS_KEEP)
 
 
 @triton.jit
@@ -189,15 +195,14 @@ def _asked(q_p, k_p, keep_p, erase_p, d_out_p, asked_p,
     passed = tl.zeros((G, R, R), tl.float32) + (a[None, :, None] == a[None, None, :]).to(tl.float32)
     for t in range(C):
         place = chunk * C + t
-        present = place + 0 * a < T
         at = row * T + place
-        q = tl.load(q_p + at * R + a, mask=present, other=0.0)
-        k = tl.load(k_p + at * R + a, mask=present, other=0.0)
-        d_out = tl.load(d_out_p + at * R + a, mask=present, other=0.0)
+        q = _of_token(q_p, at, place, T, 0.0, R)
+        k = _of_token(k_p, at, place, T, 0.0, R)
+        d_out = _of_token(d_out_p, at, place, T, 0.0, R)
         asked += d_out[:, None] * tl.sum(passed * q[None, None, :], 2)
-        lost = _gate(erase_p, at, place, T, 0.0, G)[:, None] * tl.sum(passed * k[None, None, :], 2)
+        lost = _of_token(erase_p, at, place, T, 0.0, G)[:, None] * tl.sum(passed * k[None, None, :], 2)
         if HAS_KEEP:
-            passed = _gate(keep_p, at, place, T, 1.0, G)[:, None, None] * passed
+            passed = _of_token(keep_p, at, place, T, 1.0, G)[:, None, None] * passed
         passed -= lost[:, :, None] * k[None, None, :]
     tl.store(asked_p + (row * count + chunk) * R * R + a[:, None] * R + a[None, :], asked)
 
@@ -237,16 +242,9 @@ def _gradients(q_p, k_p, v_p, keep_p, erase_p, write_p, entries_p, exits_p, d_ou
     before = tl.zeros((C, R, R), tl.float32)  # the state each token of the chunk met
     for t in range(C):
         place = chunk * C + t
-        present = place + 0 * a < T
         at = row * T + place
         before = tl.where(times[:, None, None] == t, state[None, :, :], before)
-        k = tl.load(k_p + at * R + a, mask=present, other=0.0)
-        v = tl.load(v_p + at * R + a, mask=present, other=0.0)
-        gain = _gate(write_p, at, place, T, 0.0, G) * v
-        gain -= _gate(erase_p, at, place, T, 0.0, G) * tl.sum(state * k[None, :], 1)
-        if HAS_KEEP:
-            state = _gate(keep_p, at, place, T, 1.0, G)[:, None] * state
-        state += gain[:, None] * k[None, :]
+        state = _written(state, k_p, v_p, keep_p, erase_p, write_p, at, place, T, R, G, HAS_KEEP)
     d_state = tl.load(exits_p + square)
     for back in range(C):
         t = C - 1 - back
@@ -254,12 +252,12 @@ def _gradients(q_p, k_p, v_p, keep_p, erase_p, write_p, entries_p, exits_p, d_ou
         present = place + 0 * a < T
         at = row * T + place
         state = tl.sum(tl.where(times[:, None, None] == t, before, 0.0), 0)
-        q = tl.load(q_p + at * R + a, mask=present, other=0.0)
-        k = tl.load(k_p + at * R + a, mask=present, other=0.0)
-        v = tl.load(v_p + at * R + a, mask=present, other=0.0)
-        d_out = tl.load(d_out_p + at * R + a, mask=present, other=0.0)
-        erase = _gate(erase_p, at, place, T, 0.0, G)
-        write = _gate(write_p, at, place, T, 0.0, G)
+        q = _of_token(q_p, at, place, T, 0.0, R)
+        k = _of_token(k_p, at, place, T, 0.0, R)
+        v = _of_token(v_p, at, place, T, 0.0, R)
+        d_out = _of_token(d_out_p, at, place, T, 0.0, R)
+        erase = _of_token(erase_p, at, place, T, 0.0, G)
+        write = _of_token(write_p, at, place, T, 0.0, G)
         held = tl.sum(state * k[None, :], 1)
         gain = write * v - erase * held
         d_gain = tl.sum(d_state * k[None, :], 1)
@@ -271,5 +269,5 @@ def _gradients(q_p, k_p, v_p, keep_p, erase_p, write_p, entries_p, exits_p, d_ou
         _store_gate(d_erase_p, at, place, T, -(d_gain * held), G)
         if HAS_KEEP:
             _store_gate(d_keep_p, at, place, T, tl.sum(d_state * state, 1), G)
-            d_state = _gate(keep_p, at, place, T, 1.0, G)[:, None] * d_state
+            d_state = _of_token(keep_p, at, place, T, 1.0, G)[:, None] * d_state
         d_state += d_held[:, None] * k[None, :] + d_out[:, None] * q[None, :]
