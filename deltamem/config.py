@@ -77,6 +77,8 @@ class DeltaMemConfig:
             gate lets a token that asks for nothing read nothing. Not in the paper.
         reads: which tokens read: ``all``, or those of a ``reply`` alone and the one before it. What a user says is
             then written, and asked, as the frozen backbone reads it. Not in the paper.
+        base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
+            empty state can be learned, and does not wear off. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
         target_layers: indices of the adapted layers; empty means all.
         target_modules: name of the attention module in a layer.
@@ -106,6 +108,7 @@ class DeltaMemConfig:
     beta_bias_init: float = -1.5
     read_gate: bool = False
     reads: str = "all"
+    base_state: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
     target_modules: tuple[str, ...] = field(default=("self_attn",))
@@ -174,7 +177,7 @@ class DeltaMemConfig:
         """The live keys, as they are written to JSON."""
         live = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         # Unknown to the published code; adapters made before there were such options keep their fingerprints.
-        for name, off in (("read_gate", False), ("reads", "all")):
+        for name, off in (("read_gate", False), ("reads", "all"), ("base_state", False)):
             if live[name] == off:
                 del live[name]
         return live

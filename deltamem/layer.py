@@ -44,7 +44,7 @@ class DeltaLayer(nn.Module):
     Parameters have the published names: ``memory_{q,k,v}_proj`` (H*r, hidden), ``beta_proj`` (g, hidden),
     ``beta_bias`` (g), ``lambda_proj`` and ``lambda_bias`` when lambda is free, ``delta_{q,k,v,o}_proj``
     (out_features, H*r), ``delta_o_rmsnorm_weight`` (hidden), ``delta_scale_raw`` (1 or 4). Ours are
-    ``read_gate_proj`` (H, hidden) and ``read_gate_bias`` (H), when there is a read gate.
+    ``read_gate_proj`` (H, hidden) and ``read_gate_bias`` (H), when there is a read gate, and ``base_state`` (H, r, r).
     """
 
     memory_q_proj: nn.Parameter
@@ -62,6 +62,7 @@ class DeltaLayer(nn.Module):
     delta_scale_raw: nn.Parameter
     read_gate_proj: nn.Parameter
     read_gate_bias: nn.Parameter
+    base_state: nn.Parameter
 
     def __init__(self, config: DeltaMemConfig, hidden_size: int, out_features: dict[str, int]) -> None:
         super().__init__()
@@ -93,6 +94,8 @@ class DeltaLayer(nn.Module):
         if config.read_gate:
             heads = config.num_state_heads
             shapes |= {"read_gate_proj": (heads, hidden_size), "read_gate_bias": (heads,)}
+        if config.base_state:
+            shapes["base_state"] = (config.num_state_heads, config.rank, config.rank)
         shapes |= {f"delta_{p}_proj": (out_features[p], width) for p in PROJECTIONS}
         if config.delta_o_rmsnorm:
             shapes["delta_o_rmsnorm_weight"] = (out_features["o"],)
@@ -158,6 +161,8 @@ class DeltaLayer(nn.Module):
 
     def read(self, x: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:
         """Reads of x (B, T, hidden) from a state (B, H, r, r) that stays as it is: (B, T, H*r)."""
+        if self.config.base_state:
+            state = state + self.base_state
         reads = torch.einsum("bhij,bthj->bthi", state, self.queries(x))
         if valid is not None:
             reads = reads.masked_fill(~valid[:, :, None, None], 0.0)
@@ -176,7 +181,9 @@ class DeltaLayer(nn.Module):
         Padding (not `valid`) does neither; a token that is not `written` (B, T) reads only. `trace` is given the
         write gates (B, T, H, r or 1).
         """
-        if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, self.config.rank):
+        config = self.config
+        single = x.shape[1] == 1 and not torch.is_grad_enabled()
+        if single and not config.base_state and uses_kernels(x, config.rank):
             return self._token(x, state, valid, written, trace)
         q, k, v, gates = self.signals(x)
         if written is not None:
@@ -184,6 +191,10 @@ class DeltaLayer(nn.Module):
         if trace is not None:
             trace(gates.write)
         reads, state = delta_rule(q, k, v, gates, state, valid)
+        if config.base_state:
+            if valid is not None:
+                q = q.masked_fill(~valid[:, :, None, None], 0.0)
+            reads = reads + torch.einsum("hij,bthj->bthi", self.base_state, q)
         return reads.flatten(-2), state
 
     def _token(

@@ -57,6 +57,8 @@ class TokenSteps:
             p: [getattr(layer, f"delta_{p}_proj").detach().numpy() for layer in layers] for p in config.delta_heads
         }
         self._scale = config.alpha / rank
+        self._base = _fuse(layers, ["base_state"]) if config.base_state else None
+        self._with_base: tuple[Array, Array] | None = None  # the states, and what is read where they are
         self._reads: list[tuple[Array, float] | None] = [None] * len(layers)
         self._seen: list[Array] = []
         self.states: Array | None = None
@@ -98,11 +100,21 @@ class TokenSteps:
             biased = map(operator.add, numbers[width:], self._read_bias[i].tolist())
             shares = [share * (0.5 + 0.5 * math.tanh(0.5 * gate)) for share, gate in zip(shares, biased, strict=True)]
         query = np.array(rows, np.float32)
+        state = self._readable()[i]
         if heads == 1:
-            self._reads[i] = self.states[i, 0].dot(query), shares[0] * self._scale
+            self._reads[i] = state[0].dot(query), shares[0] * self._scale
         else:
-            found = (self.states[i] @ query.reshape(heads, rank, 1))[..., 0]
+            found = (state @ query.reshape(heads, rank, 1))[..., 0]
             self._reads[i] = (found * np.array(shares, np.float32)[:, None]).ravel(), self._scale
+
+    def _readable(self) -> Array:
+        """What reads see, (L, H, r, r): the states, with the base states where there are such."""
+        assert self.states is not None
+        if self._base is None:
+            return self.states
+        if self._with_base is None or self._with_base[0] is not self.states:
+            self._with_base = self.states, self.states + self._base
+        return self._with_base[1]
 
     def skip(self, i: int) -> None:
         """Layer i reads nothing for this token."""

@@ -74,6 +74,9 @@ def train_adapter(
         bool | None, typer.Option("--read-gate/--no-read-gate", help="Let tokens that ask for nothing read nothing.")
     ] = None,
     reads: Annotated[str | None, typer.Option(help="all: every token reads; reply: those of replies.")] = None,
+    base_state: Annotated[
+        bool | None, typer.Option("--base-state", help="Read a learned matrix together with the state.")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Which layers, e.g. 0,5,10-20. Default: all.")] = None,
     warm_start: Annotated[
         bool | None,
@@ -104,6 +107,7 @@ def train_adapter(
         "rankwise_gates": row_gates,
         "read_gate": read_gate,
         "reads": reads,
+        "base_state": base_state,
         "target_layers": None if layers is None else layer_numbers(layers),
     }
     recipe = {

@@ -42,8 +42,9 @@ def run_train(options: TrainOptions) -> None:
     from deltamem_cli.opening import dtype_of, open_backbone
 
     preset = chosen_preset(options)
-    if options.start is not None and options.config:
-        raise DataError("--from keeps the adapter's own configuration: leave out " + ", ".join(sorted(options.config)))
+    changed = sorted(name for name in options.config if name != "base_state")
+    if options.start is not None and changed:
+        raise DataError("--from keeps the adapter's own configuration: leave out " + ", ".join(changed))
     team = Team(cpu=options.device == "cpu")
     torch.manual_seed(preset.recipe.seed)
     device = team.device or options.device

@@ -15,6 +15,7 @@ from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
 from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.training.curriculum import STAGES
+from deltamem.training.recorder import asking_places
 
 
 def test_values_and_phrasings_are_split(people: SyntheticPeople) -> None:
@@ -194,3 +195,29 @@ def test_replies_and_the_token_before_them_are_marked_as_reading(tokenizer: Any)
         f"{before}me{before}that",
         f"{before}me",
     ]
+
+
+def test_the_token_before_an_answer_asks_as_the_one_before_its_value_does(tokenizer: Any) -> None:
+    form = ChatFormat.of(tokenizer)
+    window = Question(
+        "who?", "she is Ann", "Ann",
+        earlier=(
+            Question("hi", "hello", kind="ordinary"),
+            Question("where?", "in Rome", "Rome"),
+            Question("when?", "I don't know", "I", kind="unknown"),
+        ),
+    )  # fmt: skip
+    batch = read_batch(form, [(0, window)])
+    places, names = asking_places(batch, [(0, window)])
+    rome, ann = ("in ", None), ("she is ", None)
+    assert [name for name in names if name[1] is None] == [rome, rome, ann, ann]
+    assert len(names) == int(places.sum()) == 2 + len(" Rome") + len(" Ann")
+    after = [tokenizer.decode([batch.ids[0, t + 1]]) for t in places[0].nonzero().flatten().tolist()]
+    assert "".join(after) == "i Romes Ann"
+
+
+def test_now_and_then_nothing_is_told(people: SyntheticPeople) -> None:
+    rng = random.Random(1)
+    episodes = [people.episode(rng, Difficulty(facts=3, nothing=0.5, noted=0.5), "train") for _ in range(40)]
+    empty = [e for e in episodes if all(q.kind == "unknown" for q in e.asked)]
+    assert 10 < len(empty) < 30 and all(not e.history and len(e.asked) == 1 for e in empty)

@@ -48,7 +48,7 @@ def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Te
             if c.read_gate:
                 q_h = q_h * torch.sigmoid(layer.read_gate_proj[h] @ x_t + layer.read_gate_bias[h])
             s = state[h]
-            read.append(s @ q_h)
+            read.append((s + layer.base_state[h] if c.base_state else s) @ q_h)
             heads.append(torch.diag(keep) @ s - torch.diag(erase) @ torch.outer(s @ k_h, k_h)
                          + torch.diag(b) @ torch.outer(v_h, k_h))  # fmt: skip
         state = torch.stack(heads)
@@ -63,7 +63,7 @@ OPTIONS = [
         (1, 3), (True, False), (True, False), ("standard", "lambda_outside", "no_lambda"), (True, False), (True, False)
     )
     if couple or mode != "no_lambda"
-]  # fmt: skip
+] + [{"num_state_heads": heads, "base_state": True, "read_gate": True} for heads in (1, 3)]  # fmt: skip
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
@@ -125,6 +125,16 @@ def test_a_token_that_is_not_written_reads_all_the_same() -> None:
     _, expected = layer.read_and_write(x[:, [0, 2, 5]], state)
     torch.testing.assert_close(after, expected)
     assert (reads.abs().sum(-1) > 0).all()
+
+
+def test_a_call_that_only_reads_reads_the_base_state_too_and_padding_reads_nothing() -> None:
+    layer = make_layer(base_state=True)
+    x, state = torch.randn(2, 5, HIDDEN, dtype=torch.float64), torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    valid = torch.tensor([[True] * 5, [False, False, True, True, True]])
+    nothing = torch.zeros(2, 5, dtype=torch.bool)
+    reads = layer.read(x, state, valid)
+    torch.testing.assert_close(layer.read_and_write(x, state, valid, nothing)[0], reads)
+    assert (reads[valid] != 0).all() and (reads[~valid] == 0).all()
 
 
 def test_initialisation_is_the_published_one() -> None:

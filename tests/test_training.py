@@ -7,6 +7,8 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from deltamem.training.fitting import fit_memory
 from deltamem.training.metrics import Metrics, read_metrics
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.recipe import Recipe
+from deltamem.training.run import with_base_state
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
@@ -288,3 +291,21 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, tiny_backbone: Path
     assert [row["step"] for row in two] == [1, 2, 3, 4]
     for a, b in zip(one, two, strict=True):
         assert b["parts"] == pytest.approx(a["parts"], rel=1e-3, abs=1e-5)
+
+
+def test_an_adapter_goes_on_with_a_base_state_that_changes_nothing_at_first(ids: Callable[..., torch.Tensor]) -> None:
+    model = make_model()
+    plain = make_memory(model, read_gate=True)
+    config, tokens = plain.config, ids(1, 9)
+    with plain.writing(), torch.no_grad():
+        expected = model(input_ids=tokens).logits
+    wider = with_base_state(plain)
+    with wider.writing(), torch.no_grad():
+        torch.testing.assert_close(model(input_ids=tokens).logits, expected)
+    assert wider.config == replace(config, base_state=True) and with_base_state(wider) is wider
+    with torch.no_grad():
+        for layer in wider.adapter:
+            layer.base_state.normal_()  # type: ignore[union-attr, operator]
+    wider.reset()
+    with wider.reading(), torch.no_grad():
+        assert (model(input_ids=tokens).logits - expected).abs().max() > 1e-3, "an empty state reads something now"

@@ -76,6 +76,7 @@ class Difficulty:
         asked_before: share of histories in which one fact was asked about and answered already.
         corrections: share of facts that were told with another value before.
         unknown: share of episodes in which something never told is asked about as well.
+        nothing: share of episodes in which no fact is told at all, and something is asked about.
         noted: share of episodes in which the reply to a statement is asked for as well.
         earlier: share of windows in which something else was said before the question.
         others: share of facts that are about somebody else.
@@ -91,6 +92,7 @@ class Difficulty:
     asked_before: float = 0.0
     corrections: float = 0.0
     unknown: float = 0.0
+    nothing: float = 0.0
     noted: float = 0.0
     earlier: float = 0.0
     others: float = 0.0
@@ -178,6 +180,8 @@ class SyntheticPeople:
             values: split of the values.
         """
         relations = self.heldout_relations if new_relations else self.relations[: difficulty.relations]
+        if facts is None and difficulty.nothing and rng.random() < difficulty.nothing:
+            facts, difficulty = 0, replace(difficulty, unknown=1.0, noted=0.0)
         count = facts if facts is not None else rng.randint(1, difficulty.facts)
         told = self._facts(rng, relations, count, difficulty, split, values or split)
         history, corrected = self._history(rng, told, difficulty, split, values or split)

@@ -25,6 +25,7 @@ class Recipe:
         value_rate: that of W_v.
         gate_rate: that of the write gates.
         output_rate: that of the corrections.
+        base_rate: that of the base state, whose numbers are as large as a state's.
         betas: of AdamW.
         warmup: steps of linear warm-up.
         decay: share of the steps, at the end, over which a cosine takes the rate to zero.
@@ -67,6 +68,7 @@ class Recipe:
     value_rate: float = 0.1
     gate_rate: float = 0.1
     output_rate: float = 1.0
+    base_rate: float = 10.0
     betas: tuple[float, float] = (0.9, 0.95)
     warmup: int = 30
     decay: float = 0.4
@@ -103,6 +105,8 @@ class Recipe:
             return self.value_rate
         if name.startswith(("beta", "lambda")):
             return self.gate_rate
+        if name == "base_state":
+            return self.base_rate
         return self.output_rate if name.startswith("delta") else 1.0
 
     def rate(self, step: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ def prepare(
         directory: of the run.
         data: sources with weights (see `parse_mix`).
         resume: go on with the checkpoint in `directory`.
-        start: begin with this adapter, whose configuration is kept, and with a new optimizer.
+        start: begin with this adapter, whose configuration is kept (it may be given a base state, which changes nothing
+            at first), and with a new optimizer.
         checkpointing: work activations out again for the gradient, to save memory.
         tensorboard: log for TensorBoard as well.
         team: the processes that train together.
@@ -68,6 +70,8 @@ def prepare(
         memory = DeltaMemory.from_pretrained(model, directory)  # its configuration is the run's, wherever it came from
     elif start is not None:
         memory = DeltaMemory.from_pretrained(model, start)
+        if preset.config.base_state:
+            memory = with_base_state(memory)
     else:
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
@@ -85,6 +89,16 @@ def prepare(
     elif start is None and preset.warm_start:
         fit_memory(memory, passes, people, seed=preset.recipe.seed, report=report)
     return trainer
+
+
+def with_base_state(memory: DeltaMemory) -> DeltaMemory:
+    """The same memory with a base state, empty where it had none."""
+    if memory.config.base_state:
+        return memory
+    memory.detach()
+    wider = DeltaMemory.attach(memory.model, replace(memory.config, base_state=True))
+    wider.adapter.load_state_dict(memory.adapter.state_dict(), strict=False)
+    return wider
 
 
 def write_card(directory: Path, backbone: Backbone, trainer: Trainer, command: str, results: dict[str, Any]) -> None:
