@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from deltamem.errors import BackboneError, DeltaMemError
+from deltamem.errors import DeltaMemError
+from deltamem_cli.exhausted import guard_memory
 from deltamem_cli.signals import leaving, stopping
 from deltamem_cli.terminal import is_terminal, notice, write, write_json
 
@@ -130,15 +131,3 @@ def _answer(chat: Any, message: str, as_json: bool) -> None:
                     write_json({"prompt": message, **event.to_dict(), "profile": chat.profile_name})
                 else:
                     write("\n")
-
-
-def guard_memory(chat: Any, events: Iterator[Any]) -> Iterator[Any]:
-    """Events, with a full GPU told as what it is; the turn was taken back."""
-    import torch
-
-    from deltamem.backbones.load import out_of_memory_advice
-
-    try:
-        yield from events
-    except torch.OutOfMemoryError:
-        raise BackboneError(out_of_memory_advice(chat.backbone.name) + "; the turn was taken back") from None

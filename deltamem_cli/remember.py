@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from deltamem.errors import DataError, DeltaMemError
+from deltamem_cli.exhausted import guard_memory
 from deltamem_cli.signals import leaving
 from deltamem_cli.terminal import bars, notice, write_json
 
@@ -63,7 +64,7 @@ def remember_file(chat: Any, file: Path) -> int:
         total = file.stat().st_size if str(file) != "-" else None
         try:
             for block in blocks(source, file):
-                for event in chat.ingest(block):
+                for event in guard_memory(chat, chat.ingest(block)):
                     if isinstance(event, TurnFinished):
                         tokens += event.written_tokens
                 done += len(block.encode("utf-8", "replace"))

@@ -19,7 +19,7 @@ from prompt_toolkit.shortcuts import CompleteStyle
 from deltamem.errors import DeltaMemError
 from deltamem.paths import data_dir, private_dir
 from deltamem.session import TurnFinished
-from deltamem_cli.chat import guard_memory
+from deltamem_cli.exhausted import guard_memory
 from deltamem_cli.replies import show_reply
 from deltamem_cli.signals import stopping
 from deltamem_cli.terminal import fail, notice, pairs, quiet_keys, show_writes

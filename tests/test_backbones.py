@@ -153,8 +153,9 @@ def test_a_full_gpu_gets_advice(tiny_backbone: Path, monkeypatch: pytest.MonkeyP
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", full)
+    monkeypatch.setattr(load, "pick_device", lambda _: torch.device("cuda"))
     with pytest.raises(BackboneError, match=r"too little free memory.*--quantize nf4.*--context.*--device cpu"):
-        load_backbone(str(tiny_backbone), "cpu")
+        load_backbone(str(tiny_backbone), "cuda", quantize="none")
 
 
 def test_a_damaged_directory_is_one_error(tmp_path: Path) -> None:

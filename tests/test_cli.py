@@ -236,6 +236,40 @@ def test_interrupting_keeps_what_was_said(run: Runner, sent: str, code: int) -> 
     assert info["turns"] == 1 and 2 < info["tokens"] < 2000
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits another process")
+def test_memory_that_runs_out_is_told_and_costs_the_turn_alone(
+    tmp_path: Path, tokenizer: Any, tiny_adapter: Path
+) -> None:
+    """After a first turn the process is held to a little more address space than it has: a long one needs more.
+
+    Not to what it has: the tokenizer, in Rust, ends the process where it finds no memory for itself.
+    """
+    import resource
+
+    from tests.conftest import make_model
+
+    make_model(intermediate_size=32768).save_pretrained(tmp_path / "wide")
+    tokenizer.save_pretrained(tmp_path / "wide")
+    run = Runner(tmp_path / "home", tmp_path / "wide", tiny_adapter)
+    path = run.home / "profiles" / "work.safetensors"
+    words = [*CLI, "chat", "--lines", "--json", "--profile", "work", "--max-tokens", "4", *run.model]
+    process = subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=run.environment
+    )
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(b"hello\n")
+    process.stdin.flush()
+    assert json.loads(process.stdout.readline())["prompt"] == "hello"
+    before = path.read_bytes()
+    pages = int(Path(f"/proc/{process.pid}/statm").read_text().split()[0])
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + (16 << 20),) * 2)
+    said, errors = process.communicate(b"and now something longer " * 60 + b"\n", timeout=120)
+    lines = [line for line in errors.decode().splitlines() if line.startswith("error: ")]
+    assert process.returncode == 1 and not said and b"Traceback" not in errors, errors[-3000:]
+    assert len(lines) == 1 and "too little free memory" in lines[0] and "the turn was taken back" in lines[0]
+    assert path.read_bytes() == before and show(run, "work")["turns"] == 1
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limit")
 def test_a_full_disk_is_told_and_costs_the_turn_alone(run: Runner) -> None:
     """A limit on the size of files stands in for the disk: writing fails half way, as it does there."""

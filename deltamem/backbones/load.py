@@ -15,6 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from deltamem.backbones.catalog import CATALOG, GPU_DEFAULT, GPU_DEFAULT_BYTES, SMALL_DEFAULT
+from deltamem.backbones.exhausted import out_of_memory_advice, ran_out_of_memory
 from deltamem.backbones.fetch import fetch
 from deltamem.backbones.int8 import suits_this_cpu, to_int8
 from deltamem.backbones.progress import Progress, Report, silent
@@ -144,9 +145,9 @@ def load_backbone(
             if "device_map" not in options:
                 model = model.to(where)
             tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except torch.OutOfMemoryError:
-        raise BackboneError(out_of_memory_advice(name)) from None
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, MemoryError) as error:
+        if ran_out_of_memory(error):
+            raise BackboneError(out_of_memory_advice(name, where)) from None
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BackboneError(f"{name} can't be loaded as a causal language model: {first}") from None
     model.eval().requires_grad_(False)
@@ -160,14 +161,6 @@ def load_backbone(
         quantization=quantization,
         fingerprint=backbone_fingerprint(model),
         adapter=entry.adapter if entry else None,
-    )
-
-
-def out_of_memory_advice(name: str) -> str:
-    """What to tell a person when the GPU is full."""
-    return (
-        f"the GPU has too little free memory for {name}; close other programs on it, use --quantize nf4, "
-        f"a smaller --context, a smaller --backbone such as {SMALL_DEFAULT}, or --device cpu"
     )
 
 

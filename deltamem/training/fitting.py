@@ -68,6 +68,29 @@ def fit_memory(
         report: called with what is being done and the share done.
     """
     places, ids = collect(memory, passes, people, random.Random(seed), episodes, report)
+    return fit_places(memory, places, ids, seed, steps, spread, report)
+
+
+def fit_places(
+    memory: DeltaMemory,
+    places: Places,
+    ids: Tensor,
+    seed: int = 0,
+    steps: int = 600,
+    spread: float = 2.0,
+    report: Report | None = None,
+) -> Fit:
+    """`fit_memory` on hidden states that are there already.
+
+    Args:
+        memory: whose adapter is changed.
+        places: the hidden states.
+        ids: token ids of `places.told` and then of `places.other_written`.
+        seed: of everything random.
+        steps: of Adam.
+        spread: weight of the overlap of keys of different facts.
+        report: called with what is being done and the share done.
+    """
     explained = fit_values(memory, torch.cat([places.told, places.other_written], dim=1), ids)
     layers = delta_layers(memory)
     weights = stacked_weights(memory, fresh=True)
