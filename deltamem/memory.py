@@ -154,6 +154,17 @@ class DeltaMemory:
         """Empty the state for a number of sequences."""
         self._runtime.reset(batch_size)
 
+    def pin_state(self) -> Tensor:
+        """Keep the state in one tensor (layers, B, H, r, r) whose address stays, for calls that are recorded.
+
+        Setting a state, or resetting, takes it out of there; `pin_state` puts it back and gives the same tensor.
+        """
+        return self._runtime.pin()
+
+    def settle_state(self) -> None:
+        """Move what the last call wrote to where `pin_state` put the state."""
+        self._runtime.settle()
+
     # Modes
 
     def writing(
@@ -231,6 +242,10 @@ class DeltaMemory:
             yield
         finally:
             self._runtime.trace = before
+
+    def show_gates(self, gates: Tensor) -> None:
+        """Have write gates (layers, B, T, H, r or 1) seen as `tracing` shows those of a call."""
+        self._runtime.show_gates(gates)
 
     def _put_hooks(self) -> None:
         runtime, bent = self._runtime, self.config.delta_heads

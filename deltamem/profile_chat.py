@@ -19,7 +19,7 @@ from deltamem.paths import private_dir
 from deltamem.profiles.file import Profile, ProfileInfo, empty_profile, load_profile, now, save_profile
 from deltamem.profiles.history import LIMIT, Entry, History, at
 from deltamem.profiles.store import ProfileStore
-from deltamem.session import ChatSession, Event, MemoryMode, Sampling, TurnFinished
+from deltamem.session import ChatSession, Event, MemoryMode, RecordedTokens, Sampling, TurnFinished
 
 
 class ProfileChat:
@@ -36,6 +36,7 @@ class ProfileChat:
         context: see `ChatSession`.
         sampling: see `ChatSession`.
         history: how many past states the profile keeps.
+        record: on a GPU, record the call for one token and replay it (see `RecordedTokens`).
 
     Raises:
         AdapterError: the adapter does not fit the backbone.
@@ -55,6 +56,7 @@ class ProfileChat:
         context: int = 2048,
         sampling: Sampling | None = None,
         history: int = LIMIT,
+        record: bool = False,
     ) -> None:
         self.backbone, self.adapter, self.read_only = backbone, adapter, read_only
         self.history_limit = history
@@ -72,6 +74,7 @@ class ProfileChat:
             except AttachError as error:
                 raise AdapterError(str(error)) from None
             self._fingerprint = adapter_fingerprint(self.memory.config, self.memory.adapter_tensors())
+        self.recorded = RecordedTokens(backbone.model, self.memory) if record else None
         try:
             self.session = ChatSession(
                 backbone.model,
@@ -83,6 +86,7 @@ class ProfileChat:
                 mode="read" if read_only and mode == "on" else mode,
                 stops=backbone.stops,
                 trace=True,
+                recorded=self.recorded,
             )
             if profile is not None:
                 self.open_profile(profile)

@@ -159,6 +159,7 @@ class Runtime:
         self._layers = [_Layer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
         self._steps: TokenSteps | None = None
         self._stepping = False
+        self._pinned: Tensor | None = None
 
     @property
     def layers(self) -> list[_Layer]:
@@ -184,6 +185,35 @@ class Runtime:
     def batch_size(self) -> int:
         """Sequences the states are for."""
         return self.layers[0].state.shape[0]
+
+    # States that stay where they are, for calls that are recorded
+
+    def pin(self) -> Tensor:
+        """Put the states into one tensor, (L, B, H, r, r), the same one every time as long as it fits."""
+        layers = self.layers
+        first = layers[0].state
+        if self._pinned is None or self._pinned.shape[1:] != first.shape or self._pinned.device != first.device:
+            with torch.inference_mode(False):
+                self._pinned = torch.empty(len(layers), *first.shape, device=first.device, dtype=first.dtype)
+        for layer, own in zip(layers, self._pinned, strict=True):
+            if layer.state.data_ptr() != own.data_ptr():
+                own.copy_(layer.state)
+                layer.state = own
+        return self._pinned
+
+    def settle(self) -> None:
+        """Move what a call wrote into the pinned tensor."""
+        assert self._pinned is not None
+        layers = self.layers
+        torch.stack([layer.state for layer in layers], out=self._pinned)
+        for layer, own in zip(layers, self._pinned, strict=True):
+            layer.state = own
+
+    def show_gates(self, gates: Tensor) -> None:
+        """Have the write gates of all layers (L, B, T, H, r or 1) seen by whoever traces."""
+        if self.trace is not None:
+            for layer, own in zip(self._layers, gates, strict=True):
+                self.trace(layer.site.number, own)
 
     # Segments across calls
 

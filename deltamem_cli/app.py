@@ -16,6 +16,7 @@ from deltamem_cli.app_research import bench, evaluate, train_adapter
 from deltamem_cli.options import (
     AdapterOption,
     BackboneOption,
+    CompileChoice,
     ContextOption,
     DeviceOption,
     JsonOption,
@@ -76,6 +77,9 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="Longest reply in tokens (512).")] = None,
     device: DeviceOption = "auto",
     quantize: QuantizeOption = QuantizeChoice.auto,
+    compile: Annotated[
+        CompileChoice, typer.Option("--compile", help="On a GPU, record the call for a token once and replay it.")
+    ] = CompileChoice.auto,
 ) -> None:
     """Chat with memory: what is said is written into the profile, turn by turn."""
     from deltamem_cli.chat import ChatOptions, run_chat
@@ -103,6 +107,7 @@ def chat(
             max_tokens=max_tokens,
             device=device,
             quantize=quantize.value,
+            compile=compile.value,
         )
     )
 

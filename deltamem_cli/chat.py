@@ -39,6 +39,7 @@ class ChatOptions:
     max_tokens: int | None
     device: str
     quantize: str
+    compile: str
 
 
 def run_chat(options: ChatOptions) -> None:
@@ -111,11 +112,25 @@ def open_chat(options: ChatOptions, interactive: bool) -> Iterator[Any]:
             context=context_for(backbone, options.context),
             sampling=sampling,
             history=options.history,
+            record=_records(options.compile, backbone.device.type),
         )
     except ValueError as error:
         raise DeltaMemError(str(error)) from None
     with leaving(), chat:
         yield chat
+        if chat.recorded is not None and chat.recorded.failure is not None:
+            notice(f"--compile on had no effect here: {chat.recorded.failure}")
+
+
+def _records(compile: str, device: str) -> bool:
+    """Whether tokens are recorded. "auto" does not do so before it has been measured on a GPU.
+
+    Raises:
+        DeltaMemError: it was asked for, and this is no GPU that can.
+    """
+    if compile == "on" and device != "cuda":
+        raise DeltaMemError(f"--compile on records what a CUDA GPU does, and this runs on {device}; leave it out")
+    return compile == "on"
 
 
 def _answer(chat: Any, message: str, as_json: bool) -> None:

@@ -17,6 +17,14 @@ class QuantizeChoice(str, Enum):
     none = "none"
 
 
+class CompileChoice(str, Enum):
+    """Whether the call for one token is recorded and replayed."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 class EvalTask(str, Enum):
     """What `deltamem eval` can ask."""
 

@@ -14,6 +14,7 @@ import gc
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from deltamem import DeltaMemConfig, DeltaMemory
 from deltamem.layer import DeltaLayer
 from deltamem.recurrence import delta_rule_chunked, delta_rule_naive, gates_from
 from deltamem.recurrence.kernels import delta_rule_kernels
+from deltamem.session.growing_cache import GrowingCache
+from deltamem.session.recorded import RecordedTokens
 
 SHAPE = {
     "vocab_size": 151936,
@@ -175,7 +178,38 @@ def speed_and_memory(quantize: bool) -> list[Row]:
             rows.append((f"{kind} prompt {length}, {name}", f"{1e3 * fp:.1f} -> {1e3 * mp:.1f} ms, {mp / fp:.2f}x"))
             rows.append((f"{kind} decode at {length}, {name}", f"{1e3 * fd:.1f} -> {1e3 * md:.1f} ms, {md / fd:.2f}x"))
             rows.append((f"{kind} peak at {length}, {name}", f"{fm:.0f} -> {mm:.0f} MiB, {mm - fm:+.0f} MiB"))
+    rows += recorded(model, memory, kind)
     memory.detach()
+    rows += recorded(model, None, kind)
+    return rows
+
+
+def recorded(model: Any, memory: DeltaMemory | None, kind: str) -> list[Row]:
+    """A token replayed (`--compile on`) beside the same token called, at two lengths of the cache."""
+    rows = []
+    name = "frozen" if memory is None else "memory"
+    for length in (500, 4000):
+        tokens = RecordedTokens(model, memory)
+        cache = GrowingCache(model, 8192)
+        cache.make_room(length)
+        ids = torch.randint(0, 150000, (1, length), device="cuda")
+        with torch.inference_mode(), memory.writing() if memory is not None else nullcontext():
+            model(input_ids=ids, past_key_values=cache.cache, use_cache=True, logits_to_keep=1)
+        cache.fed(length)
+
+        def replayed(tokens: Any = tokens, cache: Any = cache) -> None:
+            with torch.inference_mode():
+                tokens.feed(7, cache, "off" if memory is None else "write")
+
+        def called(cache: Any = cache, ids: torch.Tensor = ids) -> None:
+            with torch.inference_mode(), memory.writing() if memory is not None else nullcontext():
+                model(input_ids=ids[:, :1], past_key_values=cache.cache, use_cache=True, logits_to_keep=1)
+
+        slow = seconds(called, 20)
+        cache.cut(length)
+        fast = seconds(replayed, 20)
+        said = tokens.failure or f"{1e3 * slow:.1f} -> {1e3 * fast:.1f} ms, {slow / fast:.1f}x as fast"
+        rows.append((f"{kind} token at {length}, {name}: called -> replayed", said))
     return rows
 
 

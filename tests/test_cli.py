@@ -200,6 +200,7 @@ def test_what_a_user_gets_wrong_is_one_line(run: Runner, tmp_path: Path, tiny_ba
     assert "no adapter" in run.error("chat", "hi", "--backbone", str(tiny_backbone), "--adapter", "gone")
     assert "temperature must be" in run.error("chat", "hi", "--temperature", "-1", *run.model)
     assert "more than" in run.error("chat", "hi", "--context", "100000", *run.model)
+    assert "this runs on cpu" in run.error("chat", "hi", "--compile", "on", "--device", "cpu", *run.model)
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"\x00" * 64)
     assert "damaged or no profile" in run.error("chat", "hi", "--profile", str(bad), *run.model)

@@ -21,6 +21,7 @@ from deltamem.inspection import change_between
 from deltamem.memory import DeltaMemory
 from deltamem.session.detokenize import Detokenizer
 from deltamem.session.events import Event, Ingested, TextChunk, TurnFinished
+from deltamem.session.recorded import Direction, RecordedTokens
 from deltamem.session.sampling import Sampler, Sampling
 from deltamem.session.segmenter import Segmenter
 from deltamem.session.trace import TurnWrites, WriteTrace
@@ -46,6 +47,7 @@ class ChatSession:
         state: what to begin with; None is an empty state.
         stops: further token ids that end a reply.
         trace: keep the write gates of the last turn in `writes`.
+        recorded: replays the tokens of replies (see `RecordedTokens`); None makes each of them a call.
 
     Raises:
         ValueError: the context is too small for the system prompt and a turn.
@@ -65,8 +67,10 @@ class ChatSession:
         state: MemoryState | None = None,
         stops: frozenset[int] = frozenset(),
         trace: bool = False,
+        recorded: RecordedTokens | None = None,
     ) -> None:
         self.model, self.tokenizer, self.memory = model, tokenizer, memory
+        self._recorded = recorded
         self._trace = WriteTrace(memory if trace else None, tokenizer)
         self.writes: TurnWrites | None = None
         self.stops = stops
@@ -91,7 +95,9 @@ class ChatSession:
                 f"a context of {self.context} tokens is too small: the system prompt takes "
                 f"{len(self.form.opening)} and a turn needs {_LEAST_CONTEXT}"
             )
-        return ContextWindow(self.model, self.form.opening, self.form.following, self.context, self._frozen)
+        return ContextWindow(
+            self.model, self.form.opening, self.form.following, self.context, self._frozen, self._recorded
+        )
 
     # What a session can be asked and told between turns
 
@@ -226,9 +232,17 @@ class ChatSession:
         reply.prompt_tokens = total
         reply.prompt_seconds = time.monotonic() - began
 
-    def _feed(self, ids: list[int], said: bool, reads: list[bool], segments: Segmenter, reply: _Reply) -> Tensor:
+    def _feed(
+        self,
+        ids: list[int],
+        said: bool,
+        reads: list[bool],
+        segments: Segmenter,
+        reply: _Reply,
+        direction: Direction | None = None,
+    ) -> Tensor:
         with self._trace.watching():
-            logits = self._window.feed(ids, [said] * len(ids), reads, self._mode_for)
+            logits = self._window.feed(ids, [said] * len(ids), reads, self._mode_for, direction)
             if said:
                 self._trace.fed(ids)
                 segments.fed(ids)
@@ -254,7 +268,7 @@ class ChatSession:
                     break
                 # Fed before it is shown: what a user has seen is in the state, wherever the reply is cut off.
                 reply.evicted |= self._window.make_room(1)
-                reply.logits = self._feed([token], True, [True], segments, reply)
+                reply.logits = self._feed([token], True, [True], segments, reply, self._direction())
                 reply.tokens += 1
                 if piece := reply.text.add(token):
                     yield TextChunk(piece)
@@ -306,6 +320,14 @@ class ChatSession:
         if self._mode == "on" and written is not None:
             return self.memory.writing(written=written, reads=reads)
         return self.memory.reading(reads=reads)
+
+    def _direction(self) -> Direction | None:
+        """What a token of a reply does; None where it can't be replayed: a segment's tokens are gathered in a sum."""
+        if self.memory is None or self._mode == "off":
+            return "off"
+        if self._mode == "read":
+            return "read"
+        return None if self.memory.config.writes_segments else "write"
 
     def _frozen(self) -> AbstractContextManager[None]:
         return nullcontext() if self.memory is None else self.memory.disabled()

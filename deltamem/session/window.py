@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from deltamem.session.growing_cache import GrowingCache
+from deltamem.session.recorded import Direction, RecordedTokens
+
 CHUNK = 256
 """Tokens per call while reading a prompt: bounds the memory of a call and lets a user interrupt."""
 
@@ -32,6 +35,7 @@ class ContextWindow:
         following: token ids with which every later turn begins.
         budget: most tokens held, the opening included.
         frozen: makes the mode in which the opening is run.
+        recorded: replays the tokens of replies; None runs them as everything else.
     """
 
     def __init__(
@@ -41,11 +45,13 @@ class ContextWindow:
         following: list[int],
         budget: int,
         frozen: Callable[[], AbstractContextManager[None]],
+        recorded: RecordedTokens | None = None,
     ) -> None:
         self.model, self.opening, self.following, self.budget, self.frozen = model, opening, following, budget, frozen
         self.chunk = max(1, min(CHUNK, budget // 4))
         self.turns: list[list[int]] = []  # token ids by turn; the last is the current one
-        self._cache: DynamicCache | None = None
+        self._cache: DynamicCache | GrowingCache | None = None
+        self._recorded = recorded
         self._device = next(model.parameters()).device
 
     def __len__(self) -> int:
@@ -68,6 +74,9 @@ class ContextWindow:
             self.invalidate()
 
     def _cut(self, length: int) -> bool:
+        if isinstance(self._cache, GrowingCache):
+            self._cache.cut(length)
+            return True
         assert self._cache is not None
         if any(getattr(layer, "is_sliding", False) for layer in self._cache.layers):
             return False  # what left a sliding window can't be had back
@@ -108,7 +117,9 @@ class ContextWindow:
         self.invalidate()
         return True
 
-    def feed(self, ids: list[int], written: list[bool], reads: list[bool], mode: Mode) -> Tensor:
+    def feed(
+        self, ids: list[int], written: list[bool], reads: list[bool], mode: Mode, direction: Direction | None = None
+    ) -> Tensor:
         """Run the next tokens of the current turn in one call.
 
         Args:
@@ -116,33 +127,48 @@ class ContextWindow:
             written: which of them are to be written into the state.
             reads: which of them belong to a reply, or come just before one.
             mode: makes the mode of the call.
+            direction: what a single token of a reply does with the memory, where it may be replayed.
 
         Returns:
             Logits (1, vocabulary) after the last token.
         """
         self._ensure(mode)
-        logits = self._run(ids, mode(torch.tensor([written]) if any(written) else None, torch.tensor([reads])))
+        logits = None
+        if self._recorded is not None and direction is not None and isinstance(self._cache, GrowingCache):
+            logits = self._recorded.feed(ids[0], self._cache, direction)
+        if logits is None:
+            logits = self._run(ids, mode(torch.tensor([written]) if any(written) else None, torch.tensor([reads])))
         self.turns[-1].extend(ids)
         return logits
 
     def _ensure(self, mode: Mode) -> None:
         """Build the cache where there is none: the opening frozen, the rest read without writing."""
         if self._cache is None:
-            self._cache = DynamicCache(config=self.model.config)
+            self._cache = self._new_cache()
             self._run(self.opening, self.frozen())
             kept = [token for turn in self.turns for token in turn]
             for part in chunks(kept, self.chunk):
                 # Which of them were replies is not kept: they are read as what was said is.
                 self._run(part, mode(None, torch.zeros(1, len(part), dtype=torch.bool)))
 
+    def _new_cache(self) -> DynamicCache | GrowingCache:
+        if self._recorded is None:
+            return DynamicCache(config=self.model.config)
+        return GrowingCache(self.model, self.budget)
+
     def _run(self, ids: list[int], mode: AbstractContextManager[None]) -> Tensor:
+        growing = self._cache if isinstance(self._cache, GrowingCache) else None
+        if growing is not None:
+            growing.make_room(len(ids))
         with mode:
             out = self.model(
                 input_ids=torch.tensor([ids], device=self._device),
-                past_key_values=self._cache,
+                past_key_values=growing.cache if growing is not None else self._cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
+        if growing is not None:
+            growing.fed(len(ids))
         logits: Tensor = out.logits[:, -1]
         return logits
 
