@@ -19,6 +19,9 @@ from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.words import Split, made_up, split_words
 from deltamem.errors import DataError
 
+_PAUSE = "..."
+"""Stands where a value is not known."""
+
 
 @dataclass(frozen=True)
 class Relation:
@@ -320,16 +323,23 @@ class SyntheticPeople:
             if difficulty.others and absent.relation.possessed and rng.random() < 0.2:
                 absent = Fact(absent.relation, "", rng.choice(self._people[split]))
             if new:
-                # Its first word decides whether something is made up.
                 text = self._question(rng, absent, split)
-                first = self.unknown.split()[0]
-                more.append(Question(text, self.unknown, first, absent.relation.id, kind="unknown"))
+                more.append(Question(text, self._untold(absent), _PAUSE, absent.relation.id, kind="unknown"))
         if rng.random() < difficulty.noted:
             turn = rng.choice([t for t in history if any(fact.value in t.user for fact in told)])
             said = [fact for fact in told if fact.value in turn.user]
             answer = self._noted.format(a=" ".join(fact.answer for fact in said))
             more.append(Question(turn.user, answer, "", said[0].relation.id, kind="noted"))
         return more
+
+    def _untold(self, absent: Fact) -> str:
+        """The answer up to where the value would stand, and then that it is not known.
+
+        What was told is looked for at that place, so it is the place where it shows that nothing was: before the first
+        word of an answer it could be told apart in 70 % of cases, and no training made "I don't know" come first.
+        """
+        before, _, _ = _of(absent.relation, absent.owner, absent.relation.answer).partition("{v}")
+        return f"{before.rstrip()}{_PAUSE} {self.unknown}"
 
     def _windows(self, rng: random.Random, questions: list[Question], difficulty: Difficulty) -> list[Question]:
         """Questions one after another in one window, now and then with a turn of small talk before them."""

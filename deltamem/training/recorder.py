@@ -61,25 +61,17 @@ def told_names(batch: WriteBatch, episodes: Sequence[Episode]) -> list[Name]:
 
 
 def asking_places(batch: ReadBatch, asked: Sequence[tuple[int, Question]]) -> tuple[Tensor, list[Name]]:
-    """Where a remembered value's next token is expected, (N, T), and the names those tokens have.
-
-    The token before an answer asks as well, by the name of the value's first: whether there is something to be
-    remembered must be known before the first word is said.
-    """
-    named: dict[tuple[int, int], Name] = {}
-    first = batch.ids.shape[1] - batch.values.shape[1]
-    for n, (values, starts) in enumerate(zip(batch.values.tolist(), batch.starts.tolist(), strict=True)):
-        window = asked[n][1]
-        questions = (*window.earlier, window)
-        # Of what was asked before, small talk has no answer to be learnt, and so no beginning.
-        begun = iter(q for q in questions if q.kind != "ordinary" or q is window)
-        for k, (number, start) in enumerate(zip(values, starts, strict=True)):
-            question = next(begun) if start else questions[number - 1] if number else None
-            if question is None or not question.value or question.kind == "unknown":
-                continue
-            later = number > 0 and k > 0 and values[k - 1] == number
-            named[n, first + k] = (_about(question), int(batch.ids[n, first + k]) if later else None)
+    """Where a remembered value's next token is expected, (N, T), and the names those tokens have."""
     places = torch.zeros_like(batch.valid)
-    for place in named:
-        places[place] = True
-    return places, list(named.values())
+    names: list[Name] = []
+    first = batch.ids.shape[1] - batch.values.shape[1]
+    for n, k in (batch.values > 0).nonzero().tolist():
+        window = asked[n][1]
+        number = int(batch.values[n, k])
+        question = (*window.earlier, window)[number - 1]
+        if not question.value or question.kind == "unknown":
+            continue
+        places[n, first + k] = True
+        later = k > 0 and int(batch.values[n, k - 1]) == number
+        names.append((_about(question), int(batch.ids[n, first + k]) if later else None))
+    return places, names
