@@ -28,6 +28,9 @@ _CHOICES = {
     "delta_scale_parameterization": ("alpha_over_rank",),
 }
 
+_OURS = {"read_gate": False, "read_gate_floor": 0.0, "reads": "all", "base_state": False}
+"""Options that the published code does not know, and what leaves them out."""
+
 _RETIRED: dict[str, Any] = {
     "num_memory_partitions": 1,
     "num_global_memory_partitions": 0,
@@ -75,6 +78,8 @@ class DeltaMemConfig:
         beta_bias_init: initial bias of the write gate.
         read_gate: scale each query by a gate in (0, 1) of its own. A query of unit length always reads something; the
             gate lets a token that asks for nothing read nothing. Not in the paper.
+        read_gate_floor: a read gate no wider open than this is shut, and one that is wider is as much less so: where
+            nothing is asked for, the reply is then the frozen backbone's to the last bit. Not in the paper.
         reads: which tokens read: ``all``, or those of a ``reply`` alone and the one before it. What a user says is
             then written, and asked, as the frozen backbone reads it. Not in the paper.
         base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
@@ -107,6 +112,7 @@ class DeltaMemConfig:
     rankwise_gates: bool = True
     beta_bias_init: float = -1.5
     read_gate: bool = False
+    read_gate_floor: float = 0.0
     reads: str = "all"
     base_state: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
@@ -150,6 +156,8 @@ class DeltaMemConfig:
         if not self.couple_lambda and self.state_update_mode == "no_lambda":
             # Nothing would read the gate, so a file that says so was not meant for this mode.
             raise ConfigError("state_update_mode no_lambda has no use for couple_lambda false")
+        if not 0 <= self.read_gate_floor < 1:
+            raise ConfigError(f"read_gate_floor must lie between 0 and 1, not {self.read_gate_floor}")
         if not 0 < self.delta_scale_init < self.delta_scale_max:
             raise ConfigError(
                 f"delta_scale_init must lie between 0 and delta_scale_max ({self.delta_scale_max}), "
@@ -177,7 +185,7 @@ class DeltaMemConfig:
         """The live keys, as they are written to JSON."""
         live = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         # Unknown to the published code; adapters made before there were such options keep their fingerprints.
-        for name, off in (("read_gate", False), ("reads", "all"), ("base_state", False)):
+        for name, off in _OURS.items():
             if live[name] == off:
                 del live[name]
         return live

@@ -149,8 +149,18 @@ class DeltaLayer(nn.Module):
         if self.config.normalize_qk:
             q = _unit(torch.tanh(q))
         if gate is not None:
-            q = q * torch.sigmoid(gate + self.read_gate_bias).unsqueeze(-1)
+            q = q * self._opened(torch.sigmoid(gate + self.read_gate_bias)).unsqueeze(-1)
         return q
+
+    def _opened(self, gate: Tensor) -> Tensor:
+        """Read gates above their floor, from 0 again."""
+        floor = self.config.read_gate_floor
+        if not floor:
+            return gate
+        above = (gate - floor) / (1 - floor)
+        opened = above.clamp_min(0)
+        # A gate that is shut must be able to learn to open, so the gradient passes the floor by.
+        return opened.detach() + above - above.detach() if above.requires_grad else opened
 
     def _gate(self, raw: Tensor, bias: Tensor) -> Tensor:
         per_head = self.config.rank if self.config.rankwise_gates else 1

@@ -98,7 +98,10 @@ class TokenSteps:
             shares = [1 / max(math.hypot(*rows[at : at + rank]), UNIT_EPS) for at in range(0, width, rank)]
         if self._read_bias is not None:
             biased = map(operator.add, numbers[width:], self._read_bias[i].tolist())
-            shares = [share * (0.5 + 0.5 * math.tanh(0.5 * gate)) for share, gate in zip(shares, biased, strict=True)]
+            shares = [share * self._opened(gate) for share, gate in zip(shares, biased, strict=True)]
+            if not any(shares):
+                self._reads[i] = None
+                return
         query = np.array(rows, np.float32)
         state = self._readable()[i]
         if heads == 1:
@@ -106,6 +109,11 @@ class TokenSteps:
         else:
             found = (state @ query.reshape(heads, rank, 1))[..., 0]
             self._reads[i] = (found * np.array(shares, np.float32)[:, None]).ravel(), self._scale
+
+    def _opened(self, gate: float) -> float:
+        """A read gate from its logit."""
+        floor = self._config.read_gate_floor
+        return max(0.0, 0.5 + 0.5 * math.tanh(0.5 * gate) - floor) / (1 - floor)
 
     def _readable(self) -> Array:
         """What reads see, (L, H, r, r): the states, with the base states where there are such."""

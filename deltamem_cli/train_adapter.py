@@ -37,12 +37,12 @@ def run_train(options: TrainOptions) -> None:
     import torch
 
     from deltamem.training.curves import draw_curves
-    from deltamem.training.run import prepare, write_card
+    from deltamem.training.run import EXTENSIONS, prepare, write_card
     from deltamem.training.team import Team
     from deltamem_cli.opening import dtype_of, open_backbone
 
     preset = chosen_preset(options)
-    changed = sorted(name for name in options.config if name != "base_state")
+    changed = sorted(name for name in options.config if name not in EXTENSIONS)
     if options.start is not None and changed:
         raise DataError("--from keeps the adapter's own configuration: leave out " + ", ".join(changed))
     team = Team(cpu=options.device == "cpu")

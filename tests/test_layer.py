@@ -46,7 +46,8 @@ def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Te
                 "no_lambda": (torch.ones_like(b), b),
             }[c.state_update_mode]
             if c.read_gate:
-                q_h = q_h * torch.sigmoid(layer.read_gate_proj[h] @ x_t + layer.read_gate_bias[h])
+                gate = torch.sigmoid(layer.read_gate_proj[h] @ x_t + layer.read_gate_bias[h])
+                q_h = q_h * max(0.0, (gate - c.read_gate_floor) / (1 - c.read_gate_floor))
             s = state[h]
             read.append((s + layer.base_state[h] if c.base_state else s) @ q_h)
             heads.append(torch.diag(keep) @ s - torch.diag(erase) @ torch.outer(s @ k_h, k_h)
@@ -63,7 +64,10 @@ OPTIONS = [
         (1, 3), (True, False), (True, False), ("standard", "lambda_outside", "no_lambda"), (True, False), (True, False)
     )
     if couple or mode != "no_lambda"
-] + [{"num_state_heads": heads, "base_state": True, "read_gate": True} for heads in (1, 3)]  # fmt: skip
+]  # fmt: skip
+OPTIONS += [
+    {"num_state_heads": heads, "base_state": True, "read_gate": True, "read_gate_floor": 0.3} for heads in (1, 3)
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
@@ -115,6 +119,22 @@ def test_a_shut_read_gate_reads_nothing_and_writes_all_the_same() -> None:
     reads, after = layer.read_and_write(x, state)
     assert reads.abs().max() < 1e-20
     torch.testing.assert_close(after, expected)
+
+
+def test_a_gate_below_its_floor_is_shut_and_can_learn_to_open() -> None:
+    layer = make_layer(read_gate=True, read_gate_floor=0.3)
+    x, state = torch.randn(1, 6, HIDDEN, dtype=torch.float64), torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        layer.read_gate_proj.zero_()
+        layer.read_gate_bias.fill_(math.log(0.25 / 0.75))
+    reads = layer.read(x, state)
+    assert (reads == 0).all()
+    reads.sum().backward()
+    assert layer.read_gate_bias.grad is not None and (layer.read_gate_bias.grad != 0).all()
+    with torch.no_grad():
+        layer.read_gate_bias.fill_(math.log(0.65 / 0.35))
+        open_gate = make_layer()
+        torch.testing.assert_close(layer.read(x, state), 0.5 * open_gate.read(x, state))
 
 
 def test_a_token_that_is_not_written_reads_all_the_same() -> None:

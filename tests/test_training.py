@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from deltamem import DeltaMemConfig
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
@@ -26,7 +27,7 @@ from deltamem.training.fitting import fit_memory
 from deltamem.training.metrics import Metrics, read_metrics
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.recipe import Recipe
-from deltamem.training.run import with_base_state
+from deltamem.training.run import extended
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
@@ -299,10 +300,10 @@ def test_an_adapter_goes_on_with_a_base_state_that_changes_nothing_at_first(ids:
     config, tokens = plain.config, ids(1, 9)
     with plain.writing(), torch.no_grad():
         expected = model(input_ids=tokens).logits
-    wider = with_base_state(plain)
+    wider = extended(plain, DeltaMemConfig(base_state=True))
     with wider.writing(), torch.no_grad():
         torch.testing.assert_close(model(input_ids=tokens).logits, expected)
-    assert wider.config == replace(config, base_state=True) and with_base_state(wider) is wider
+    assert wider.config == replace(config, base_state=True) and extended(wider, config) is wider
     with torch.no_grad():
         for layer in wider.adapter:
             layer.base_state.normal_()  # type: ignore[union-attr, operator]

@@ -50,6 +50,7 @@ def token_kernel(
         state, valid.to(torch.int32), written.to(torch.int32), reads, after, gates,
         products.shape[1], HEADS=heads, R=rank, G=of_gates, NORMALIZE=config.normalize_qk,
         MODE=config.state_update_mode, FREE=lambda_bias is not None, OPENS=read_bias is not None, EPS=eps,
+        FLOOR=config.read_gate_floor,
     )  # fmt: skip
     return reads, after, gates
 
@@ -64,7 +65,7 @@ def _unit(x, EPS: tl.constexpr):
 @triton.jit
 def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, valid_p, written_p, reads_p, after_p, gates_p,
            n, HEADS: tl.constexpr, R: tl.constexpr, G: tl.constexpr, NORMALIZE: tl.constexpr, MODE: tl.constexpr,
-           FREE: tl.constexpr, OPENS: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
+           FREE: tl.constexpr, OPENS: tl.constexpr, EPS: tl.constexpr, FLOOR: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     a, g = tl.arange(0, R), tl.arange(0, G)
     width: tl.constexpr = HEADS * R
@@ -82,7 +83,8 @@ def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, valid_p, writt
     opened = valid
     if OPENS:
         place = after_gates + (HEADS * G if FREE else 0) + head
-        opened = valid * tl.sigmoid(tl.load(z + place) + tl.load(read_bias_p + head))
+        gate = tl.sigmoid(tl.load(z + place) + tl.load(read_bias_p + head))
+        opened = valid * tl.maximum(gate - FLOOR, 0.0) / (1 - FLOOR)
     square = (row * HEADS + head) * R * R + a[:, None] * R + a[None, :]
     state = tl.load(state_p + square)
     tl.store(reads_p + row * width + head * R + a, opened * tl.sum(state * q[None, :], 1))

@@ -11,6 +11,7 @@ from typing import Any
 from deltamem import __version__
 from deltamem.backbones.load import Backbone
 from deltamem.chat_format import ChatFormat
+from deltamem.config import DeltaMemConfig
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
@@ -25,6 +26,8 @@ from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
 
 CARD_FILE = "README.md"
+EXTENSIONS = ("base_state", "read_gate_floor")
+"""Options that an adapter can be given which was trained without them."""
 
 
 def prepare(
@@ -47,8 +50,8 @@ def prepare(
         directory: of the run.
         data: sources with weights (see `parse_mix`).
         resume: go on with the checkpoint in `directory`.
-        start: begin with this adapter, whose configuration is kept (it may be given a base state, which changes nothing
-            at first), and with a new optimizer.
+        start: begin with this adapter, whose configuration is kept but for what `EXTENSIONS` names, and with a new
+            optimizer.
         checkpointing: work activations out again for the gradient, to save memory.
         tensorboard: log for TensorBoard as well.
         team: the processes that train together.
@@ -70,8 +73,7 @@ def prepare(
         memory = DeltaMemory.from_pretrained(model, directory)  # its configuration is the run's, wherever it came from
     elif start is not None:
         memory = DeltaMemory.from_pretrained(model, start)
-        if preset.config.base_state:
-            memory = with_base_state(memory)
+        memory = extended(memory, preset.config)
     else:
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
@@ -91,12 +93,17 @@ def prepare(
     return trainer
 
 
-def with_base_state(memory: DeltaMemory) -> DeltaMemory:
-    """The same memory with a base state, empty where it had none."""
-    if memory.config.base_state:
+def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
+    """The same memory with what an adapter that is there can be given: a base state, which is empty, and a floor."""
+    config = replace(
+        memory.config,
+        base_state=memory.config.base_state or wanted.base_state,
+        read_gate_floor=wanted.read_gate_floor or memory.config.read_gate_floor,
+    )
+    if config == memory.config:
         return memory
     memory.detach()
-    wider = DeltaMemory.attach(memory.model, replace(memory.config, base_state=True))
+    wider = DeltaMemory.attach(memory.model, config)
     wider.adapter.load_state_dict(memory.adapter.state_dict(), strict=False)
     return wider
 
