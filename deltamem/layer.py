@@ -192,8 +192,7 @@ class DeltaLayer(nn.Module):
         write gates (B, T, H, r or 1).
         """
         config = self.config
-        single = x.shape[1] == 1 and not torch.is_grad_enabled()
-        if single and not config.base_state and uses_kernels(x, config.rank):
+        if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, config.rank):
             return self._token(x, state, valid, written, trace)
         q, k, v, gates = self.signals(x)
         if written is not None:
@@ -233,6 +232,7 @@ class DeltaLayer(nn.Module):
             everywhere if valid is None else valid[:, 0],
             everywhere if written is None else written[:, 0],
             UNIT_EPS,
+            self.base_state if config.base_state else None,
         )
         if trace is not None:
             trace(gates[:, None])

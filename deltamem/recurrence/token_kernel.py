@@ -22,6 +22,7 @@ def token_kernel(
     valid: Tensor,
     written: Tensor,
     eps: float,
+    base: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Read and write one token.
 
@@ -33,6 +34,7 @@ def token_kernel(
         valid: (B) bool, false for padding, which reads zero.
         written: (B) bool, false for what leaves the state as it is.
         eps: length below which a query or a key is not scaled up to 1.
+        base: (H, r, r), read together with the state; None for nothing.
 
     Returns:
         Reads (B, H * r), states (B, H, r, r), and write gates (B, H, r) or (B, H, 1).
@@ -47,10 +49,11 @@ def token_kernel(
     _token[(batch, heads)](
         products, beta_bias, beta_bias if lambda_bias is None else lambda_bias,
         beta_bias if read_bias is None else read_bias,
-        state, valid.to(torch.int32), written.to(torch.int32), reads, after, gates,
-        products.shape[1], HEADS=heads, R=rank, G=of_gates, NORMALIZE=config.normalize_qk,
-        MODE=config.state_update_mode, FREE=lambda_bias is not None, OPENS=read_bias is not None, EPS=eps,
-        FLOOR=config.read_gate_floor,
+        state, state if base is None else base.contiguous(), valid.to(torch.int32), written.to(torch.int32),
+        reads, after, gates, products.shape[1],
+        HEADS=heads, R=rank, G=of_gates, NORMALIZE=config.normalize_qk, MODE=config.state_update_mode,
+        FREE=lambda_bias is not None, OPENS=read_bias is not None, FLOOR=config.read_gate_floor,
+        BASE=base is not None, EPS=eps,
     )  # fmt: skip
     return reads, after, gates
 
@@ -63,9 +66,10 @@ def _unit(x, EPS: tl.constexpr):
 
 
 @triton.jit
-def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, valid_p, written_p, reads_p, after_p, gates_p,
+def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, base_p, valid_p, written_p, reads_p, after_p, gates_p,
            n, HEADS: tl.constexpr, R: tl.constexpr, G: tl.constexpr, NORMALIZE: tl.constexpr, MODE: tl.constexpr,
-           FREE: tl.constexpr, OPENS: tl.constexpr, EPS: tl.constexpr, FLOOR: tl.constexpr):  # fmt: skip
+           FREE: tl.constexpr, OPENS: tl.constexpr, FLOOR: tl.constexpr, BASE: tl.constexpr,
+           EPS: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     a, g = tl.arange(0, R), tl.arange(0, G)
     width: tl.constexpr = HEADS * R
@@ -87,7 +91,10 @@ def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, valid_p, writt
         opened = valid * tl.maximum(gate - FLOOR, 0.0) / (1 - FLOOR)
     square = (row * HEADS + head) * R * R + a[:, None] * R + a[None, :]
     state = tl.load(state_p + square)
-    tl.store(reads_p + row * width + head * R + a, opened * tl.sum(state * q[None, :], 1))
+    seen = state
+    if BASE:
+        seen = state + tl.load(base_p + head * R * R + a[:, None] * R + a[None, :])
+    tl.store(reads_p + row * width + head * R + a, opened * tl.sum(seen * q[None, :], 1))
     erase = beta
     keep = 1 - beta
     if MODE == "no_lambda":
