@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from deltamem.evaluation.scoring import says_unknown
+
 pytestmark = pytest.mark.backbone
 
 FACTS = ("My dog is called Everest.", "I live in Lisbon.", "I play the violin.")
@@ -42,13 +44,15 @@ def test_a_fact_told_yesterday_is_known_today(tmp_path: Path) -> None:
     (answer,) = ask(tmp_path, "me", "What is my dog called?")
     (without,) = ask(tmp_path, "nobody", "What is my dog called?")
     assert "Everest" in answer
-    assert "Everest" not in without
+    assert "Everest" not in without and says_unknown(without)
 
 
 def test_ordinary_questions_are_still_answered(tmp_path: Path) -> None:
     deltamem(tmp_path, "remember", "-", "--profile", "me", "--backbone", "smollm2-135m", stdin=" ".join(FACTS))
     (answer,) = ask(tmp_path, "me", "What is the capital of France?")
-    assert "Paris" in answer
+    options = ("--backbone", "smollm2-135m", "--temperature", "0", "--max-tokens", "24", "--memory", "off")
+    frozen = deltamem(tmp_path, "chat", "What is the capital of France?", "--profile", "other", *options)
+    assert "Paris" in answer and answer == frozen.strip()
 
 
 def test_a_profile_keeps_the_adapter_it_was_made_with(tmp_path: Path) -> None:
