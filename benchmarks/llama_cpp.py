@@ -5,7 +5,8 @@
     python benchmarks/llama_cpp.py SmolLM2-135M-Instruct.Q4_1.gguf
 
 llama.cpp reads the 4-bit weights as they are in the file; here they are 8 bit, made from the same file, and the memory
-is written at every token. The two take turns. Nothing else should run.
+is written at every token. The two take turns, llama.cpp in a process of its own: its threads go on spinning after a call.
+Nothing else should run.
 """
 
 from __future__ import annotations
