@@ -140,7 +140,7 @@ class DeltaLayer(nn.Module):
         return self._queries(raw, gate)
 
     def read_gates(self, x: Tensor) -> Tensor:
-        """How far each token's read gate stands open, (B, T, H), 0 to 1 and before any floor; for a layer that has one."""
+        """How far each token's read gate stands open, (B, T, H), 0 to 1, before any floor; for a layer that has one."""
         return torch.sigmoid(F.linear(x.to(self.read_gate_proj.dtype), self.read_gate_proj) + self.read_gate_bias)
 
     def _queries(self, raw: Tensor, gate: Tensor | None) -> Tensor:
