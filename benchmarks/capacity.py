@@ -143,9 +143,10 @@ def places(told: Sequence[Told], talk: Sequence[Told], whole_messages: bool) -> 
 
 
 @torch.no_grad()
-def recalled(memory: DeltaMemory, code: TokenCode, weights: Tensor, histories: list[list[Told]]) -> list[bool]:
-    """Write histories, ask for each of their facts, and say which come back."""
-    pools = {kind: torch.tensor(sorted(tokens)) for kind, tokens in _POOLS.items()}
+def recalled(
+    memory: DeltaMemory, code: TokenCode, weights: Tensor, pools: dict[str, Tensor], histories: Sequence[list[Told]]
+) -> list[bool]:
+    """Write histories, ask for each of their facts, and say which come back; `pools` are candidates by kind."""
     codes = {kind: code.of(ids) * weights[:, None] for kind, ids in pools.items()}  # (candidates, layers, width)
     layers = delta_layers(memory)
     found = []
@@ -166,9 +167,6 @@ def recalled(memory: DeltaMemory, code: TokenCode, weights: Tensor, histories: l
             best = (codes[turn.kind] * own).sum((1, 2)).argmax()
             found.append(int(pools[turn.kind][best]) == turn.token)
     return found
-
-
-_POOLS: dict[str, set[int]] = {"name": set(), "word": set()}
 
 
 def histories(rng: random.Random, told: Sequence[Told], talk: Sequence[Told], count: int, distance: int, questions: int
@@ -218,12 +216,18 @@ def main() -> None:
         split: [Told(*t) for t in turns(passes, [Episode((turn,), ()) for turn in people.talk(split)])]
         for split in ("train", "heldout")
     }
-    for kind in _POOLS:
+    pools = {}
+    for kind in ("name", "word"):
         words = (form.text(" " + word) for word in people.values(kind, "heldout"))
-        _POOLS[kind] = {ids[0] for ids in words if len(ids) == 1} | {t.token for t in test if t.kind == kind}
+        tokens = {ids[0] for ids in words if len(ids) == 1} | {t.token for t in test if t.kind == kind}
+        pools[kind] = torch.tensor(sorted(tokens))
+    chats = [
+        histories(random.Random(f"{n}-{d}"), test, small["heldout"], n, d, options.questions)
+        for n, d in [*((n, 0) for n in options.facts), *((PLAIN, d) for d in DISTANCES)]
+    ]
     lines = [
         f"backbone {backbone.name}; {len(train)} facts fitted on, {len(test)} held out; a value is picked from "
-        f"{len(_POOLS['name'])} names or {len(_POOLS['word'])} words; {options.questions} questions a figure",
+        f"{len(pools['name'])} names or {len(pools['word'])} words; {options.questions} questions a figure",
         "",
         "| state | r | heads | numbers a layer | overlap of keys | "
         + " | ".join([*(f"{n} facts" for n in options.facts), *(f"{PLAIN}, then {d} turns" for d in DISTANCES)])
@@ -241,12 +245,8 @@ def main() -> None:
         fit = fit_places(memory, known, _with_rest(ids, known), steps=options.steps)
         weights = torch.tensor(fit.explained).clamp_min(0)
         code = TokenCode(memory)
-        row = []
-        for count, distance in [*((n, 0) for n in options.facts), *((PLAIN, d) for d in DISTANCES)]:
-            rng = random.Random(f"{count}-{distance}")
-            asked = histories(rng, test, small["heldout"], count, distance, options.questions)
-            right = recalled(memory, code, weights, asked)
-            row.append(sum(right) / len(right))
+        answers = [recalled(memory, code, weights, pools, asked) for asked in chats]
+        row = [sum(right) / len(right) for right in answers]
         overlap = sum(fit.overlap) / len(fit.overlap)
         cells = [kind, rank, heads, heads * rank * rank, f"{overlap:.2f}", *(f"{x:.0%}" for x in row)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")

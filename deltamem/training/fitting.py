@@ -55,17 +55,12 @@ def fit_memory(
     spread: float = 2.0,
     report: Report | None = None,
 ) -> Fit:
-    """Fit W_q, W_k, the write gate, W_v and D_o.
+    """Fit W_q, W_k, the write gate, W_v and D_o; for what is not named here see `fit_places`.
 
     Args:
-        memory: whose adapter is changed.
         passes: runs the backbone.
         people: what is told and asked.
-        seed: of everything random.
         episodes: how many are looked at.
-        steps: of Adam.
-        spread: weight of the overlap of keys of different facts.
-        report: called with what is being done and the share done.
     """
     places, ids = collect(memory, passes, people, random.Random(seed), episodes, report)
     return fit_places(memory, places, ids, seed, steps, spread, report)
@@ -80,7 +75,7 @@ def fit_places(
     spread: float = 2.0,
     report: Report | None = None,
 ) -> Fit:
-    """`fit_memory` on hidden states that are there already.
+    """Fit W_q, W_k, the write gate, W_v and D_o on hidden states that are there already.
 
     Args:
         memory: whose adapter is changed.

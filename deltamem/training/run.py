@@ -72,8 +72,7 @@ def prepare(
     if resume and checkpoint.exists():
         memory = DeltaMemory.from_pretrained(model, directory)  # its configuration is the run's, wherever it came from
     elif start is not None:
-        memory = DeltaMemory.from_pretrained(model, start)
-        memory = extended(memory, preset.config)
+        memory = extended(DeltaMemory.from_pretrained(model, start), preset.config)
     else:
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
@@ -94,12 +93,9 @@ def prepare(
 
 
 def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
-    """The same memory with what an adapter that is there can be given: a base state, which is empty, and a floor."""
-    config = replace(
-        memory.config,
-        base_state=memory.config.base_state or wanted.base_state,
-        read_gate_floor=wanted.read_gate_floor or memory.config.read_gate_floor,
-    )
+    """The same memory with those `EXTENSIONS` that are wanted; a base state is empty at first."""
+    given = {name: getattr(wanted, name) or getattr(memory.config, name) for name in EXTENSIONS}
+    config = replace(memory.config, **given)
     if config == memory.config:
         return memory
     memory.detach()
