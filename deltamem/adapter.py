@@ -15,8 +15,9 @@ from torch import Tensor
 
 from deltamem.attach import AttentionSite
 from deltamem.config import DeltaMemConfig
-from deltamem.errors import AdapterError, ConfigError
+from deltamem.errors import AdapterError, ConfigError, shown
 from deltamem.layer import DeltaLayer
+from deltamem.paths import user_path
 
 CONFIG_FILE = "delta_mem_config.json"
 NATIVE_FILE = "delta_mem_adapter.safetensors"
@@ -69,7 +70,7 @@ def resolve_adapter(name_or_path: str | Path) -> Path:
     Raises:
         AdapterError: there is no such directory and it cannot be fetched.
     """
-    path = Path(name_or_path).expanduser()
+    path = user_path(str(name_or_path))
     if path.is_dir():
         return path
     name = str(name_or_path)
@@ -77,7 +78,7 @@ def resolve_adapter(name_or_path: str | Path) -> Path:
         return SHIPPED / name
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise AdapterError(
-            f"there is no adapter {name!r}: give a directory, a hub id, or one of {', '.join(shipped_adapters())}"
+            f"there is no adapter {shown(name)}: give a directory, a hub id, or one of {', '.join(shipped_adapters())}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -121,7 +122,7 @@ def layer_tensors(
         sample_theirs, sample_ours = min(theirs, default="none"), min(ours)
         raise AdapterError(
             f"adapter {name} does not fit this backbone: it has weights for {len(theirs)} attention modules "
-            f"({sample_theirs}, ...), the backbone has {len(ours)} ({sample_ours}, ...)"
+            f"({shown(sample_theirs)}, ...), the backbone has {len(ours)} ({sample_ours}, ...)"
         )
     result = []
     for site in sites:
@@ -141,7 +142,7 @@ def layer_tensors(
             own[key] = tensor.float()
         extra = [k for k in tensors if k.rpartition(".")[0] == site.path and k.rpartition(".")[2] not in expected]
         if extra:
-            raise AdapterError(f"adapter {name} has a tensor its configuration does not mention: {extra[0]}")
+            raise AdapterError(f"adapter {name} has a tensor its configuration does not mention: {shown(extra[0])}")
         result.append(own)
     return result
 

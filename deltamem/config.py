@@ -8,13 +8,12 @@ trained with one of them on would silently behave differently here.
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from deltamem.errors import ConfigError
+from deltamem.errors import ConfigError, shown
 
 PROJECTIONS = ("q", "k", "v", "o")
 """The attention projections a correction can be added to, in the order of `delta_scale_raw`."""
@@ -227,13 +226,6 @@ class DeltaMemConfig:
         if not isinstance(data, dict):
             raise ConfigError(f"{path} does not hold a JSON object")
         return cls.from_dict(data)
-
-
-def shown(value: object) -> str:
-    """A value for an error message: as Python writes it, cut short where it is long."""
-    short = reprlib.Repr()
-    short.maxstring = short.maxother = short.maxlong = 80
-    return short.repr(value)
 
 
 def _check_type(name: str, value: Any, annotation: str) -> None:

@@ -6,6 +6,8 @@ raised is a defect of this library.
 
 from __future__ import annotations
 
+import reprlib
+
 
 class DeltaMemError(Exception):
     """Base of all errors with a message meant for a person."""
@@ -44,3 +46,10 @@ class MissingExtraError(DeltaMemError):
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} takes further packages; install them with: pip install 'deltamem[{extra}]'")
+
+
+def shown(value: object) -> str:
+    """A value for an error message: as Python writes it, cut short where it is long."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    return short.repr(value)

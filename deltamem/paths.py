@@ -9,10 +9,15 @@ from pathlib import Path
 from platformdirs import user_cache_path, user_data_path
 
 
+def user_path(text: str) -> Path:
+    """What a person typed as a path: a leading ~ is their home, and ~ of somebody unknown stays as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown user
+
+
 def data_dir() -> Path:
     """Profiles and history: `$DELTAMEM_HOME`, or the platform's data folder."""
     home = os.environ.get("DELTAMEM_HOME")
-    return Path(home).expanduser() if home else user_data_path("deltamem", appauthor=False)
+    return user_path(home) if home else user_data_path("deltamem", appauthor=False)
 
 
 def profiles_dir() -> Path:
@@ -23,7 +28,7 @@ def profiles_dir() -> Path:
 def cache_dir() -> Path:
     """Backbones that were fetched or converted: `$DELTAMEM_CACHE`, or the platform's cache folder."""
     cache = os.environ.get("DELTAMEM_CACHE")
-    return Path(cache).expanduser() if cache else user_cache_path("deltamem", appauthor=False)
+    return user_path(cache) if cache else user_cache_path("deltamem", appauthor=False)
 
 
 def private_dir(path: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from deltamem import __version__
-from deltamem.errors import DeltaMemError
+from deltamem.errors import DeltaMemError, shown
 from deltamem_cli.app_models import models_app
 from deltamem_cli.app_profiles import profiles_app
 from deltamem_cli.app_research import bench, evaluate, train_adapter
@@ -198,3 +198,8 @@ def main() -> None:
         # The reader of our output went away; there is nobody left to tell.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:  # what the system refuses, wherever it happened
+        from deltamem_cli.terminal import fail
+
+        fail(f"{error.strerror or error}" + (f": {shown(error.filename)}" if error.filename else ""))
+        sys.exit(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 from prompt_toolkit import PromptSession
@@ -17,7 +16,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.shortcuts import CompleteStyle
 
 from deltamem.errors import DeltaMemError
-from deltamem.paths import data_dir, private_dir
+from deltamem.paths import data_dir, private_dir, user_path
 from deltamem.session import TurnFinished
 from deltamem_cli.exhausted import guard_memory
 from deltamem_cli.replies import show_reply
@@ -255,7 +254,7 @@ class Repl:
 
         if not rest:
             raise DeltaMemError("/remember takes a file name")
-        tokens = remember_file(self.chat, Path(rest).expanduser())
+        tokens = remember_file(self.chat, user_path(rest))
         notice(f"Read {tokens} tokens of {rest} into the memory.")
 
     def do_exit(self, _: str) -> bool:

@@ -89,7 +89,7 @@ def test_damaged_adapters_are_refused(adapter: Path) -> None:
     edit(adapter, lambda t: t.pop(key))
     refused(adapter, f"lacks the tensor {key}")
     edit(adapter, lambda t: t.update({key: torch.zeros(8), "model.layers.1.self_attn.more": torch.zeros(1)}))
-    refused(adapter, r"not mention: model\.layers\.1\.self_attn\.more")
+    refused(adapter, r"not mention: 'model\.layers\.1\.self_attn\.more")
     (adapter / NATIVE_FILE).write_bytes((adapter / NATIVE_FILE).read_bytes()[:-100])
     refused(adapter, "damaged")
     (adapter / NATIVE_FILE).unlink()

@@ -201,6 +201,9 @@ def test_what_a_user_gets_wrong_is_one_line(run: Runner, tmp_path: Path, tiny_ba
     assert "temperature must be" in run.error("chat", "hi", "--temperature", "-1", *run.model)
     assert "more than" in run.error("chat", "hi", "--context", "100000", *run.model)
     assert "this runs on cpu" in run.error("chat", "hi", "--compile", "on", "--device", "cpu", *run.model)
+    assert "no profile '~nobody-of-that-name/x" in run.error("profiles", "show", "~nobody-of-that-name/x.safetensors")
+    assert "no profile name" in run.error("profiles", "show", "x" * 300 + ".safetensors")
+    assert "too long" in run.error("remember", "x" * 300, *run.model)
     bad = tmp_path / "bad.safetensors"
     bad.write_bytes(b"\x00" * 64)
     assert "damaged or no profile" in run.error("chat", "hi", "--profile", str(bad), *run.model)

@@ -21,8 +21,8 @@ from filelock import FileLock
 
 from deltamem.backbones.catalog import CATALOG, CatalogEntry, GgufWheel
 from deltamem.backbones.progress import Progress, Report, silent
-from deltamem.errors import BackboneError
-from deltamem.paths import cache_dir, private_dir
+from deltamem.errors import BackboneError, shown
+from deltamem.paths import cache_dir, private_dir, user_path
 
 _READY = "deltamem_backbone.json"
 _HUB_SECONDS = 5.0
@@ -31,7 +31,7 @@ _FILES = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 
 def local_path(name: str) -> Path | None:
     """Where a backbone lies on this machine, or None; looks at the disk only."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         return path
     entry = CATALOG.get(name)
@@ -61,7 +61,8 @@ def fetch(name: str, report: Report = silent) -> Path:
     repository = entry.repository if entry else name
     if entry is None and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
         raise BackboneError(
-            f"there is no backbone {name!r}: give one of {', '.join(CATALOG)}, a directory, or a hub id like org/model"
+            f"there is no backbone {shown(name)}: give one of {', '.join(CATALOG)}, a directory, or a hub id like "
+            "org/model"
         )
     reachable = _hub_reachable(repository, entry.revision if entry else None)
     if reachable is None:

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from deltamem.errors import ProfileError, StateError
+from deltamem.errors import ProfileError, StateError, shown
 from deltamem.inspection import Matrices
 from deltamem.paths import write_private
 
@@ -196,7 +196,7 @@ def _check_header(path: Path, metadata: dict[str, str]) -> None:
         raise ProfileError(f"{path} is a safetensors file, but not a deltamem profile")
     if metadata.get("version") != str(VERSION):
         raise ProfileError(
-            f"{path} has format version {metadata.get('version')!r}; this deltamem reads {VERSION}, so update it"
+            f"{path} has format version {shown(metadata.get('version'))}; this deltamem reads {VERSION}, so update it"
         )
 
 

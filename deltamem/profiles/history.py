@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from deltamem.errors import ProfileError
+from deltamem.errors import ProfileError, shown
 from deltamem.inspection import Matrices
 from deltamem.paths import write_private
 from deltamem.profiles.file import Profile, now
@@ -172,7 +172,9 @@ class History:
             for entry in reversed(self.line(head)):
                 if entry.turns == int(text):
                     return entry
-        raise ProfileError(f"the history has no turn and no label {text!r}; deltamem profiles log shows what there is")
+        raise ProfileError(
+            f"the history has no turn and no label {shown(text)}; deltamem profiles log shows what there is"
+        )
 
     # Writing
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from deltamem.errors import ProfileError
-from deltamem.paths import clear_abandoned, private_dir, profiles_dir, write_private
+from deltamem.errors import ProfileError, shown
+from deltamem.paths import clear_abandoned, private_dir, profiles_dir, user_path, write_private
 from deltamem.profiles.file import load_profile, now
 from deltamem.profiles.history import History
 
@@ -38,11 +38,11 @@ class ProfileStore:
         Raises:
             ProfileError: the name has other characters than letters, digits, dot, dash and underscore.
         """
-        if name.endswith(SUFFIX) and "\0" not in name:
-            return Path(name).expanduser()
+        if name.endswith(SUFFIX) and _nameable(path := user_path(name)):
+            return path
         if not _NAME.fullmatch(name) or name.startswith((".", "-")) or name.lower() in _RESERVED:
             raise ProfileError(
-                f"{name!r} is no profile name: use letters, digits, dot, dash and underscore (not first a dot or "
+                f"{shown(name)} is no profile name: use letters, digits, dot, dash and underscore (not first a dot or "
                 f"dash), or a path ending in {SUFFIX}"
             )
         return self.folder / (name + SUFFIX)
@@ -61,7 +61,7 @@ class ProfileStore:
         if not path.exists():
             names = self.names()
             known = f"; there are {', '.join(names[:8])}" if names else "; there are none yet"
-            raise ProfileError(f"there is no profile {name!r}{known}")
+            raise ProfileError(f"there is no profile {shown(name)}{known}")
         return path
 
     def names(self) -> list[str]:
@@ -159,3 +159,11 @@ def _holder(path: Path) -> str:
         return f" by process {int(data['pid'])} since {str(data['since'])[:20]}"
     except (OSError, ValueError, KeyError, TypeError):
         return " by another process"
+
+
+def _nameable(path: Path) -> bool:
+    """Whether the system can have a file of that name: nothing in it that has no bytes, nothing too long."""
+    try:
+        return "\0" not in str(path) and len(os.fsencode(path)) < 4096 and len(os.fsencode(path.name)) <= 200
+    except UnicodeEncodeError:
+        return False
