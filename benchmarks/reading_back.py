@@ -21,7 +21,8 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import ask_tokens
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.synthetic import Difficulty, Relation, SyntheticPeople
+from deltamem.episodes.relations import Relation
+from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
 from deltamem.evaluation.histories import write_histories
 from deltamem.evaluation.scoring import names, says_unknown
 

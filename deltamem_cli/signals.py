@@ -1,4 +1,4 @@
-"""What signals do to a chat: Ctrl-C ends a reply; a request to end the program waits for the turn to be saved."""
+"""What signals do: in a chat, Ctrl-C ends a reply; to end the program, what is at hand is saved first."""
 
 from __future__ import annotations
 
@@ -55,6 +55,26 @@ def stopping(session: Any) -> Iterator[None]:
             signal.signal(number, handler)
     if asked:
         _exit_for(asked[0])
+
+
+@contextmanager
+def finishing(trainer: Any) -> Iterator[list[int]]:
+    """During training: Ctrl-C, SIGTERM and SIGHUP end it after the step it is at, with a checkpoint; a second Ctrl-C
+    ends it at once. Gives the signals that came.
+    """
+    asked: list[int] = []
+
+    def finish(number: int, _frame: FrameType | None) -> None:
+        asked.append(number)
+        trainer.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = [(number, signal.signal(number, finish)) for number in (signal.SIGINT, *_ENDING)]
+    try:
+        yield asked
+    finally:
+        for number, handler in before:
+            signal.signal(number, handler)
 
 
 def _exit_for(number: int) -> NoReturn:

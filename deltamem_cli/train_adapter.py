@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,7 @@ def run_train(options: TrainOptions) -> None:
     from deltamem.training.run import EXTENSIONS, prepare, write_card
     from deltamem.training.team import Team
     from deltamem_cli.opening import dtype_of, open_backbone
+    from deltamem_cli.signals import finishing
 
     preset = chosen_preset(options)
     changed = sorted(name for name in options.config if name not in EXTENSIONS)
@@ -64,8 +67,14 @@ def run_train(options: TrainOptions) -> None:
         )
         if trainer.step and team.rank == 0:
             notice(f"Going on after step {trainer.step}.")
-        for report in trainer.run():
-            bar.step(report)
+        with finishing(trainer) as asked:
+            for report in trainer.run():
+                bar.step(report)
+        if trainer.stopped:
+            if team.rank == 0:
+                with suppress(OSError):  # the terminal may be what went away
+                    notice(f"Stopped after step {trainer.step}; the same command with --resume goes on from there.")
+            raise SystemExit(128 + (asked or [signal.SIGINT])[0])
         results = final_figures(trainer)
     if team.rank:
         return

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -64,17 +66,28 @@ def test_a_profile_keeps_the_adapter_it_was_made_with(tmp_path: Path) -> None:
     assert shown["newer_adapter"] not in (None, "smollm2-135m-v1")
 
 
-def test_an_adapter_is_trained_resumed_and_chatted_with(tmp_path: Path) -> None:
-    """Two steps are no training; what counts is that the command runs whole and leaves what it says."""
+def steps(output: Path) -> list[int]:
+    metrics = output / "metrics.jsonl"
+    return [json.loads(line)["step"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+
+
+def test_an_adapter_is_trained_stopped_resumed_and_chatted_with(tmp_path: Path) -> None:
+    """A few steps are no training; what counts is that the command runs whole and leaves what it says."""
     output = tmp_path / "adapter"
     words = ("train-adapter", "--backbone", "smollm2-135m", "--output", str(output), "--preset", "published",
              "--batch", "2", "--eval-questions", "1")  # fmt: skip
-    figures = deltamem(tmp_path, *words, "--steps", "2", "--rank", "4", "--layers", "10-12")
-    assert "value named" in figures
-    deltamem(tmp_path, *words, "--steps", "3", "--resume")  # rank and layers are the run's
-    assert [json.loads(line)["step"] for line in (output / "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
+    first = [sys.executable, "-m", "deltamem_cli", *words, "--steps", "500", "--rank", "4", "--layers", "10-12"]
+    run = subprocess.Popen(first, stderr=subprocess.PIPE, text=True)
+    while run.poll() is None and not steps(output):
+        time.sleep(0.1)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=300)
+    done = len(steps(output))
+    assert run.returncode == 130 and f"Stopped after step {done}" in " ".join(said.split()), said
+    figures = deltamem(tmp_path, *words, "--steps", str(done + 1), "--resume")  # rank and layers are the run's
+    assert "value named" in figures and steps(output) == list(range(1, done + 2))
     card = (output / "README.md").read_text()
-    assert "3 steps" in card and "--preset published" in card and (output / "curves.png").is_file()
+    assert f"{done + 1} steps" in card and "--preset published" in card and (output / "curves.png").is_file()
     options = ("--backbone", "smollm2-135m", "--adapter", str(output), "--profile", "me", "--max-tokens", "4")
     turn = json.loads(deltamem(tmp_path, "chat", "Hello.", "--json", *options))
     assert turn["written_tokens"] > 0

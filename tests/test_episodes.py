@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,29 @@ def test_what_was_never_told_is_asked_about(people: SyntheticPeople) -> None:
         (relation,) = (r for r in people.relations if r.id == unknown.topic)
         assert relation.answer.startswith(before) and says_unknown(unknown.answer)
         assert unknown.topic not in {q.topic for q in episode.questions if q is not unknown}
+
+
+def test_an_answer_in_other_words_is_learnt_from_its_value_on(people: SyntheticPeople, tokenizer: Any) -> None:
+    form = ChatFormat.of(tokenizer)
+    asked = [
+        q
+        for e in everything(people, Difficulty(reworded=1.0, unknown=1.0, others=0.3), 30, facts=3)
+        for q in e.questions
+    ]
+    relations = {r.id: r for r in people.relations}
+    assert {q.kind for q in asked} == {"recall", "other", "unknown"}
+    for q in asked:
+        relation = relations[q.topic]
+        assert q.given and q.value and q.answer.startswith(q.given)
+        assert relation.answer not in relation.other_answers
+        assert not any("{v}" in a[:4] or re.search(r"\b(I|my|we)\b", a) for a in relation.other_answers), relation.id
+        batch = read_batch(form, [(0, q)])
+        expected = tokenizer.decode(batch.targets[batch.targets != -100].tolist())
+        assert expected == q.answer[len(q.given) :] + "<|im_end|>"
+    dog = relations["dog"]
+    assert "You named your dog {v}." in dog.other_answers and "Your dog's name is {v}." in dog.other_answers
+    heldout = [q for e in everything(people, Difficulty(), 30, facts=3) for q in e.questions]
+    assert not any(q.given for q in heldout)
 
 
 def test_a_reply_to_a_statement_says_what_was_understood(people: SyntheticPeople) -> None:

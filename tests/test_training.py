@@ -88,6 +88,21 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, tokenizer: Any) -> No
     assert steps == [1, 2, 3, 4, 5, 6]
 
 
+def test_a_run_that_is_stopped_ends_with_a_checkpoint_of_its_last_step(tmp_path: Path, tokenizer: Any) -> None:
+    whole = [r.loss for r in make_trainer(tmp_path / "whole", tokenizer, few_people()).run()]
+    stopped = make_trainer(tmp_path / "stopped", tokenizer, few_people())
+    losses = []
+    for report in stopped.run():
+        losses.append(report.loss)
+        if report.step == 4:
+            stopped.stop()
+    assert len(losses) == 4 and stopped.stopped
+    again = make_trainer(tmp_path / "stopped", tokenizer, few_people())
+    again.resume()
+    assert losses + [r.loss for r in again.run()] == pytest.approx(whole, abs=1e-5)
+    assert not again.stopped
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tokenizer: Any, people: SyntheticPeople) -> None:
     trainer = make_trainer(tmp_path, tokenizer, people)
     with pytest.raises(DataError, match="no checkpoint"):

@@ -171,7 +171,8 @@ def _window(form: ChatFormat, question: Question) -> tuple[list[int], list[int],
         firsts += [len(tokens) + len(quiet)] if counts else []
         tokens += ask + answer
         reads += [False] * len(quiet) + [True] * (len(answer) + 1)
-        expected += quiet + ([*answer, form.following[0]] if counts else [-100] * (len(answer) + 1))
+        given = len(form.text(q.given)) if counts else len(answer) + 1
+        expected += quiet + [-100] * given + [*answer, form.following[0]][given:]
         marks += [0] * len(quiet) + ([*value, 0] if counts else [0] * (len(answer) + 1))
     return tokens, expected, marks, firsts, reads
 

@@ -29,6 +29,7 @@ class Question:
         value: the part of the answer that had to be remembered; None weighs all of it alike, "" none of it.
         topic: what it is about, e.g. a relation's name.
         kind: what sort of question it is, for figures apart.
+        given: words the answer begins with that are put there, not expected.
         earlier: what was asked before it in the same window. Their answers are learnt too, but for those of
             kind ``ordinary``.
     """
@@ -39,6 +40,7 @@ class Question:
     topic: str = ""
     kind: str = "recall"
     earlier: tuple[Question, ...] = ()
+    given: str = ""
 
 
 @dataclass(frozen=True)

@@ -9,61 +9,15 @@ from __future__ import annotations
 
 import json
 import random
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
 from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.episodes.relations import PAUSE, Fact, Relation
 from deltamem.episodes.words import Split, made_up, split_words
 from deltamem.errors import DataError
-
-_PAUSE = "..."
-"""Stands where a value is not known."""
-
-
-@dataclass(frozen=True)
-class Relation:
-    """Something that can be told about a person.
-
-    Attributes:
-        id: its name.
-        kind: ``name`` (capitalised values) or ``word``.
-        statements: phrasings with ``{v}`` for the value; the last is held out.
-        questions: phrasings of the question; the last is held out.
-        answer: the reply, with ``{v}``.
-        possessed: what stands after "my" in the phrasings, where somebody else can have one; else empty.
-        heldout: the whole relation is kept from training.
-    """
-
-    id: str
-    kind: str
-    statements: tuple[str, ...]
-    questions: tuple[str, ...]
-    answer: str
-    possessed: str = ""
-    heldout: bool = False
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A relation with its value; `owner` is None for the user, else another person's name."""
-
-    relation: Relation
-    value: str
-    owner: str | None = None
-    is_list: bool = False
-
-    @property
-    def kind(self) -> str:
-        """What sort of question asks for it."""
-        return "other" if self.owner else "list" if self.is_list else "recall"
-
-    @property
-    def answer(self) -> str:
-        """The reply to a question about it."""
-        return _of(self.relation, self.owner, self.relation.answer).format(v=self.value)
 
 
 @dataclass(frozen=True)
@@ -81,6 +35,8 @@ class Difficulty:
         unknown: share of episodes in which something never told is asked about as well.
         nothing: share of episodes in which no fact is told at all, and something is asked about.
         noted: share of episodes in which the reply to a statement is asked for as well.
+        reworded: share of questions whose answer begins in other words than the expected ones, which are not learnt:
+            a reply that went its own way is to find the value all the same.
         earlier: share of windows in which something else was said before the question.
         others: share of facts that are about somebody else.
         lists: share of values that are two things.
@@ -97,6 +53,7 @@ class Difficulty:
     unknown: float = 0.0
     nothing: float = 0.0
     noted: float = 0.0
+    reworded: float = 0.0
     earlier: float = 0.0
     others: float = 0.0
     lists: float = 0.0
@@ -189,14 +146,7 @@ class SyntheticPeople:
         told = self._facts(rng, relations, count, difficulty, split, values or split)
         history, corrected = self._history(rng, told, difficulty, split, values or split)
         questions = [
-            Question(
-                text=self._question(rng, fact, split),
-                answer=fact.answer,
-                value=fact.value,
-                topic=fact.relation.id,
-                kind="corrected" if fact in corrected else fact.kind,
-            )
-            for fact in told
+            self._asked(rng, fact, "corrected" if fact in corrected else fact.kind, difficulty, split) for fact in told
         ]
         questions += self._further(rng, relations, told, history, difficulty, split)
         breaks: tuple[int, ...] = ()
@@ -273,7 +223,7 @@ class SyntheticPeople:
     def _statement(self, rng: random.Random, facts: list[Fact], split: Split, lead: str = "{s}") -> Turn:
         said = []
         for fact in facts:
-            statement = _phrase(rng, fact, fact.relation.statements, split).format(v=fact.value)
+            statement = fact.phrase(rng, fact.relation.statements, split).format(v=fact.value)
             if split == "train":
                 statement = self._around_it(rng, "statement", statement)
             said.append(lead.format(s=statement))
@@ -295,10 +245,27 @@ class SyntheticPeople:
         return self._question(rng, Fact(relation, ""), "train")
 
     def _question(self, rng: random.Random, fact: Fact, split: Split) -> str:
-        question = _phrase(rng, fact, fact.relation.questions, split)
+        question = fact.phrase(rng, fact.relation.questions, split)
         if split == "heldout":
             return question
         return self._around_it(rng, "question", question)
+
+    def _asked(self, rng: random.Random, fact: Fact, kind: str, difficulty: Difficulty, split: Split) -> Question:
+        """A question and its answer. Of kind ``unknown``: the answer up to where the value would stand, and then that
+        it is not known.
+
+        What was told is looked for at that place, so it is the place where it shows that nothing was: before the first
+        word of an answer it could be told apart in 70 % of cases, and no training made "I don't know" come first.
+        """
+        text, given = self._question(rng, fact, split), ""
+        answer, before = fact.answer, fact.before_value
+        if difficulty.reworded and rng.random() < difficulty.reworded:
+            answer, before = fact.other_answer(rng)
+            given = before
+        topic = fact.relation.id
+        if kind == "unknown":
+            return Question(text, f"{before}{PAUSE} {self.unknown}", PAUSE, topic, kind, given=given)
+        return Question(text, answer, fact.value, topic, kind, given=given)
 
     def _around_it(self, rng: random.Random, what: str, text: str) -> str:
         """The text, now and then with a few words before or after it."""
@@ -323,23 +290,13 @@ class SyntheticPeople:
             if difficulty.others and absent.relation.possessed and rng.random() < 0.2:
                 absent = Fact(absent.relation, "", rng.choice(self._people[split]))
             if new:
-                text = self._question(rng, absent, split)
-                more.append(Question(text, self._untold(absent), _PAUSE, absent.relation.id, kind="unknown"))
+                more.append(self._asked(rng, absent, "unknown", difficulty, split))
         if rng.random() < difficulty.noted:
             turn = rng.choice([t for t in history if any(fact.value in t.user for fact in told)])
             said = [fact for fact in told if fact.value in turn.user]
             answer = self._noted.format(a=" ".join(fact.answer for fact in said))
             more.append(Question(turn.user, answer, "", said[0].relation.id, kind="noted"))
         return more
-
-    def _untold(self, absent: Fact) -> str:
-        """The answer up to where the value would stand, and then that it is not known.
-
-        What was told is looked for at that place, so it is the place where it shows that nothing was: before the first
-        word of an answer it could be told apart in 70 % of cases, and no training made "I don't know" come first.
-        """
-        before, _, _ = _of(absent.relation, absent.owner, absent.relation.answer).partition("{v}")
-        return f"{before.rstrip()}{_PAUSE} {self.unknown}"
 
     def _windows(self, rng: random.Random, questions: list[Question], difficulty: Difficulty) -> list[Question]:
         """Questions one after another in one window, now and then with a turn of small talk before them."""
@@ -372,7 +329,7 @@ class SyntheticPeople:
         told = []
         for relation in self.relations:
             fact = Fact(relation, rng.choice(self._values[relation.kind]["train"]))
-            told.append((fact, _phrase(rng, fact, relation.statements, "train").format(v=fact.value)))
+            told.append((fact, fact.phrase(rng, relation.statements, "train").format(v=fact.value)))
         said = reply(prompts + [statement for _, statement in told])
         ordinary = [Question(p, r, kind="ordinary") for p, r in zip(prompts, said, strict=False) if r]
         for (fact, _), words in zip(told, said[len(prompts) :], strict=True):
@@ -384,23 +341,6 @@ class SyntheticPeople:
 
 def _data(name: str) -> Any:
     return json.loads((resources.files("deltamem.episodes") / "data" / name).read_text("utf-8"))
-
-
-def _of(relation: Relation, owner: str | None, text: str) -> str:
-    """A text about the user's own, told of another owner."""
-    if owner is None:
-        return text
-    return re.sub(rf"\b([Mm]y|Your) {re.escape(relation.possessed)}\b", f"{owner}'s {relation.possessed}", text)
-
-
-def _phrase(rng: random.Random, fact: Fact, phrasings: tuple[str, ...], split: Split) -> str:
-    offered = phrasings[-1:] if split == "heldout" else phrasings[:-1]
-    if fact.owner is not None:
-        owned = [_of(fact.relation, fact.owner, p) for p in offered]
-        changed = [new for new, old in zip(owned, offered, strict=True) if new != old]
-        # Where the held-out phrasing says no "my", the plainest one does.
-        offered = tuple(changed or [_of(fact.relation, fact.owner, phrasings[0])])
-    return rng.choice(offered)
 
 
 def _groups(rng: random.Random, facts: list[Any]) -> list[list[Any]]:

@@ -25,6 +25,7 @@ CHATS: tuple[Difficulty, ...] = (
         unknown=0.8,
         nothing=0.1,
         noted=0.3,
+        reworded=0.35,
         earlier=0.25,
     ),
     Difficulty(
@@ -36,6 +37,7 @@ CHATS: tuple[Difficulty, ...] = (
         unknown=0.8,
         nothing=0.1,
         noted=0.3,
+        reworded=0.35,
         earlier=0.4,
         others=0.05,
     ),
@@ -48,6 +50,7 @@ CHATS: tuple[Difficulty, ...] = (
         unknown=0.8,
         nothing=0.1,
         noted=0.3,
+        reworded=0.35,
         earlier=0.4,
         others=0.1,
         lists=0.05,

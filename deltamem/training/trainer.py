@@ -90,6 +90,7 @@ class Trainer:
         self.best = 0.0
         self.since_best = 0
         self._tensorboard = tensorboard
+        self._stopping = self.stopped = False
         memory = passes.memory
         memory.adapter.requires_grad_(True)
         self.parameters = dict(memory.adapter.named_parameters())
@@ -134,6 +135,10 @@ class Trainer:
 
     # The loop
 
+    def stop(self) -> None:
+        """End `run` after the step it is at, with a checkpoint to go on from. Safe in a signal handler."""
+        self._stopping = True
+
     def run(self) -> Iterator[StepReport]:
         """Train to the last step, saving on the way; the adapter is in `directory` afterwards."""
         recipe = self.recipe
@@ -153,6 +158,9 @@ class Trainer:
             if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                 self.save()
             yield report
+            if any(self.team.gather(self._stopping)):  # a signal need not reach all processes at the same step
+                self.stopped = True
+                break
         if self.step % recipe.save_every:
             self.save()
 

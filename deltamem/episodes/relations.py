@@ -1,0 +1,111 @@
+"""What can be told about a person, and the ways to tell it, to ask for it and to answer."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from functools import cached_property
+
+from deltamem.episodes.words import Split
+
+PAUSE = "..."
+"""Stands where a value is not known."""
+
+_SECOND_PERSON = {
+    "I am": "you are", "I was": "you were", "we are": "you are", "we were": "you were", "I": "you", "we": "you",
+    "me": "you", "my": "your", "our": "your", "am": "are", "myself": "yourself",
+}  # fmt: skip
+_FIRST_PERSON = re.compile(r"\b(" + "|".join(sorted(_SECOND_PERSON, key=len, reverse=True)) + r")\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Something that can be told about a person.
+
+    Attributes:
+        id: its name.
+        kind: ``name`` (capitalised values) or ``word``.
+        statements: phrasings with ``{v}`` for the value; the last is held out.
+        questions: phrasings of the question; the last is held out.
+        answer: the reply, with ``{v}``.
+        possessed: what stands after "my" in the phrasings, where somebody else can have one; else empty.
+        heldout: the whole relation is kept from training.
+    """
+
+    id: str
+    kind: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    answer: str
+    possessed: str = ""
+    heldout: bool = False
+
+    @cached_property
+    def other_answers(self) -> tuple[str, ...]:
+        """Other replies than `answer`: the statements of the training split, said back to who made them."""
+        said = [_said_back(statement) for statement in self.statements[:-1]]
+        return tuple(dict.fromkeys(s for s in said if s and s != self.answer))
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A relation with its value; `owner` is None for the user, else another person's name."""
+
+    relation: Relation
+    value: str
+    owner: str | None = None
+    is_list: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What sort of question asks for it."""
+        return "other" if self.owner else "list" if self.is_list else "recall"
+
+    @property
+    def answer(self) -> str:
+        """The reply to a question about it."""
+        return self._owned(self.relation.answer).format(v=self.value)
+
+    def other_answer(self, rng: random.Random) -> tuple[str, str]:
+        """Another reply, and the words of it that come before the value."""
+        answer = self._owned(rng.choice(self.relation.other_answers or (self.relation.answer,)))
+        return answer.format(v=self.value), answer.partition("{v}")[0].rstrip()
+
+    @property
+    def before_value(self) -> str:
+        """The words of the answer that come before the value."""
+        return self._owned(self.relation.answer).partition("{v}")[0].rstrip()
+
+    def phrase(self, rng: random.Random, phrasings: tuple[str, ...], split: Split) -> str:
+        """One of the relation's statements or questions, of a split, about the owner."""
+        offered = phrasings[-1:] if split == "heldout" else phrasings[:-1]
+        if self.owner is not None:
+            owned = [self._owned(p) for p in offered]
+            changed = [new for new, old in zip(owned, offered, strict=True) if new != old]
+            # Where the held-out phrasing says no "my", the plainest one does.
+            offered = tuple(changed or [self._owned(phrasings[0])])
+        return rng.choice(offered)
+
+    def _owned(self, text: str) -> str:
+        """A text about the user's own, told of the owner."""
+        if self.owner is None:
+            return text
+        mine = rf"\b([Mm]y|[Yy]our) {re.escape(self.relation.possessed)}\b"
+        return re.sub(mine, f"{self.owner}'s {self.relation.possessed}", text)
+
+
+def _said_back(statement: str) -> str | None:
+    """A statement in the second person; None where it speaks to the listener, or has too little before its value."""
+    if re.search(r"\byou", statement, re.IGNORECASE):
+        return None
+    statement = statement.removeprefix("By the way, ")
+    if len(statement.partition("{v}")[0].split()) < 2:
+        return None
+    said = _FIRST_PERSON.sub(lambda found: _second_person(found[1]), statement)
+    return said[0].upper() + said[1:]
+
+
+def _second_person(words: str) -> str:
+    exact = _SECOND_PERSON.get(words)
+    return exact if exact is not None else _SECOND_PERSON[words[0].lower() + words[1:]]
