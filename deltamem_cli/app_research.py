@@ -23,7 +23,7 @@ def train_adapter(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the adapter and its checkpoints.")],
     backbone: BackboneOption = None,
     preset: Annotated[
-        str, typer.Option(help="deltamem, cached or published: where every value not given here comes from.")
+        str, typer.Option(help="deltamem, cached, continued or published: where every value not given here comes from.")
     ] = "deltamem",
     data: Annotated[
         list[str] | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltamem.config import DeltaMemConfig
 from deltamem.training.recipe import Recipe
@@ -18,6 +18,10 @@ class Preset:
     curriculum: bool
 
 
+_CACHED = DeltaMemConfig(
+    delta_heads=("o",), state_update_mode="no_lambda", rankwise_gates=False, read_gate=True, reads="reply"
+)
+
 PRESETS: dict[str, Preset] = {
     "deltamem": Preset(
         DeltaMemConfig(delta_heads=("q", "o"), state_update_mode="no_lambda", output_init="base_slice"),
@@ -28,10 +32,31 @@ PRESETS: dict[str, Preset] = {
     # Most steps on cached hidden states. Learning rates differ as the sizes of the numbers do. It leaves ordinary talk
     # alone; free-running replies are behind those of the whole passes so far.
     "cached": Preset(
-        DeltaMemConfig(
-            delta_heads=("o",), state_update_mode="no_lambda", rankwise_gates=False, read_gate=True, reads="reply"
-        ),
+        _CACHED,
         Recipe(cached_steps=1200, value_rate=2.5, gate_rate=5.0, output_rate=3.0),
+        warm_start=True,
+        curriculum=True,
+    ),
+    # What an adapter of the one above is carried on with, through the whole backbone: it wants --from.
+    "continued": Preset(
+        replace(_CACHED, read_gate_floor=0.3, base_state=True),
+        Recipe(
+            steps=400,
+            batch=12,
+            questions=24,
+            learning_rate=5e-4,
+            value_rate=2.5,
+            gate_rate=5.0,
+            output_rate=3.0,
+            warmup=4,
+            decay=0.6,
+            start_weight=1.5,
+            rest_weight=0.6,
+            addressing_weight=0.3,
+            ordinary=6,
+            ordinary_weight=2.0,
+            mark=0.65,
+        ),
         warm_start=True,
         curriculum=True,
     ),
