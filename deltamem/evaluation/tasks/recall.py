@@ -14,7 +14,7 @@ from deltamem.evaluation.scoring import exact_match, names, says_unknown, token_
 
 FACTS = (1, 2, 4, 8, 16, 32)
 DISTANCES = (0, 10, 50, 200)
-PARTS = ("facts", "distance", "held out", "kind")
+PARTS = ("facts", "new values", "distance", "held out", "kind")
 _PLAIN = 4
 """Facts told where something else is varied."""
 
@@ -29,7 +29,8 @@ def recall_task(
 ) -> Task:
     """About `questions` questions for every figure.
 
-    All of them take values and phrasings that training never saw, but for the `held out` rows that say otherwise.
+    All of them take values and phrasings that training never saw, but for the rows of `new values`, which take the
+    values alone, and those of `held out` that say otherwise.
 
     Args:
         tokenizer: the backbone's; its words are the values.
@@ -45,6 +46,8 @@ def recall_task(
     builder = _Builder(SyntheticPeople(tokenizer), questions, seed)
     for count in facts if "facts" in parts else ():
         builder.add({"facts": count}, count)
+    for count in facts if "new values" in parts else ():
+        builder.add({"new values": count}, count, split="train", values="heldout")
     for distance in distances if "distance" in parts else ():
         builder.add({"distance": distance}, _PLAIN, distance=distance)
     if "held out" in parts:
