@@ -186,7 +186,9 @@ def evaluate(
     questions: Annotated[int, typer.Option(min=1, help="recall: questions per figure, about.")] = 48,
     facts: Annotated[str, typer.Option(help="recall: numbers of facts told.")] = "1,2,4,8,16,32",
     distances: Annotated[str, typer.Option(help="recall: turns of small talk before the question.")] = "0,10,50,200",
-    parts: Annotated[str, typer.Option(help="recall: all, or some of facts, new values, distance, held out, kind.")] = "all",
+    parts: Annotated[
+        str, typer.Option(help="recall: all, or some of facts, new values, distance, held out, kind.")
+    ] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions (windows of text).")] = None,
     context: ContextOption = None,
     retrieve: Annotated[int, typer.Option(min=1, help="Most past turns that retrieval puts into the prompt.")] = 5,

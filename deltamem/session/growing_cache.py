@@ -59,9 +59,10 @@ class GrowingCache:
         self.length += tokens
 
     @torch.inference_mode()
-    def cut(self, length: int) -> None:
-        """Hold the first tokens alone. What is behind them is overwritten, and hidden until then."""
+    def cut(self, length: int) -> bool:
+        """Hold the first tokens alone. What is behind them is overwritten, and hidden until then. Always true."""
         self.length = length
         for layer in self.cache.layers:
             if layer.is_initialized:
                 layer.cumulative_length.fill_(length)
+        return True

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from deltamem.session.growing_cache import GrowingCache
+from deltamem.session.plain_cache import PlainCache
 from deltamem.session.recorded import Direction, RecordedTokens
 
 CHUNK = 256
@@ -50,7 +50,7 @@ class ContextWindow:
         self.model, self.opening, self.following, self.budget, self.frozen = model, opening, following, budget, frozen
         self.chunk = max(1, min(CHUNK, budget // 4))
         self.turns: list[list[int]] = []  # token ids by turn; the last is the current one
-        self._cache: DynamicCache | GrowingCache | None = None
+        self._cache: PlainCache | GrowingCache | None = None
         self._recorded = recorded
         self._device = next(model.parameters()).device
 
@@ -70,20 +70,8 @@ class ContextWindow:
         """Hold other tokens. Where they are how the present ones begin, the cache is cut back, else rebuilt."""
         kept, present = ([token for turn in all_turns for token in turn] for all_turns in (turns, self.turns))
         self.turns = [list(turn) for turn in turns]
-        if self._cache is None or present[: len(kept)] != kept or not self._cut(len(self.opening) + len(kept)):
+        if self._cache is None or present[: len(kept)] != kept or not self._cache.cut(len(self.opening) + len(kept)):
             self.invalidate()
-
-    def _cut(self, length: int) -> bool:
-        if isinstance(self._cache, GrowingCache):
-            self._cache.cut(length)
-            return True
-        assert self._cache is not None
-        if any(getattr(layer, "is_sliding", False) for layer in self._cache.layers):
-            return False  # what left a sliding window can't be had back
-        # Layer by layer: a call that failed halfway left some of them longer than others.
-        for layer in self._cache.layers:
-            layer.crop(min(0, length - layer.get_seq_length()))
-        return all(layer.get_seq_length() == length for layer in self._cache.layers)
 
     def invalidate(self) -> None:
         """Forget the cache: what it holds was computed with another state, mode or text."""
@@ -144,31 +132,25 @@ class ContextWindow:
     def _ensure(self, mode: Mode) -> None:
         """Build the cache where there is none: the opening frozen, the rest read without writing."""
         if self._cache is None:
-            self._cache = self._new_cache()
+            replayed = self._recorded is not None
+            self._cache = GrowingCache(self.model, self.budget) if replayed else PlainCache(self.model)
             self._run(self.opening, self.frozen())
             kept = [token for turn in self.turns for token in turn]
             for part in chunks(kept, self.chunk):
                 # Which of them were replies is not kept: they are read as what was said is.
                 self._run(part, mode(None, torch.zeros(1, len(part), dtype=torch.bool)))
 
-    def _new_cache(self) -> DynamicCache | GrowingCache:
-        if self._recorded is None:
-            return DynamicCache(config=self.model.config)
-        return GrowingCache(self.model, self.budget)
-
     def _run(self, ids: list[int], mode: AbstractContextManager[None]) -> Tensor:
-        growing = self._cache if isinstance(self._cache, GrowingCache) else None
-        if growing is not None:
-            growing.make_room(len(ids))
+        assert self._cache is not None
+        self._cache.make_room(len(ids))
         with mode:
             out = self.model(
                 input_ids=torch.tensor([ids], device=self._device),
-                past_key_values=growing.cache if growing is not None else self._cache,
+                past_key_values=self._cache.cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-        if growing is not None:
-            growing.fed(len(ids))
+        self._cache.fed(len(ids))
         logits: Tensor = out.logits[:, -1]
         return logits
 
