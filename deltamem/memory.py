@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from deltamem.adapter import layer_tensors, load_adapter, save_adapter
 from deltamem.attach import Hooks, dense_weight, find_sites
+from deltamem.call import Directions
 from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.errors import AttachError, StateError
 from deltamem.layer import DeltaLayer
-from deltamem.runtime import Directions, Runtime
+from deltamem.runtime import Runtime
 from deltamem.state import MemoryState, OpenSegment
 
 _MARK = "_deltamem_memory"

@@ -16,7 +16,7 @@ ORDER = [
     {"recurrence"},
     {"layer", "segments"},
     {"attach"},
-    {"state", "token_steps"},
+    {"state", "token_steps", "call"},
     {"runtime"},
     {"adapter"},
     {"memory"},
