@@ -66,7 +66,7 @@ def evaluated(folder: Path, adapter: str, options: argparse.Namespace) -> dict[s
     path = folder / "evaluated.json"
     if not path.is_file():
         common = ("--backbone", options.backbone, "--adapter", adapter, "--dtype", "bfloat16", "--quantize", "none")
-        asked = ("--conditions", "memory", "--parts", "facts,kind", "--facts", "1,4")
+        asked = ("--conditions", "memory", "--parts", "facts,never told,corrected", "--facts", "1,4")
         recall = deltamem("eval", "recall", *asked, "--questions", str(options.questions), *common, "--json")
         ordinary = deltamem("eval", "ordinary", *common, "--json")
         path.write_text(json.dumps({"recall": json.loads(recall)["rows"], "ordinary": json.loads(ordinary)["rows"]}))
@@ -111,6 +111,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--questions", type=int, default=48, help="per figure")
     parser.add_argument("--seed", type=int, default=5)
+    parser.add_argument("--rows", type=int, nargs="*", default=range(len(PARTS)), help="of PARTS; all if left out")
     parser.add_argument("--work", type=Path, required=True, help="a folder for the adapters and their figures")
     parser.add_argument("--output", type=Path, required=True, help="the table, as Markdown")
     options = parser.parse_args()
@@ -119,6 +120,8 @@ def main() -> None:
     rows = [[f"{options.start}, as it was", *cells(evaluated(start, options.start, options), None)]]
     replies: Path | None = None
     for number, (name, more) in enumerate(PARTS.items()):
+        if number not in options.rows:
+            continue
         began = time.monotonic()
         folder = options.work / f"part{number}"
         folder.mkdir(exist_ok=True)

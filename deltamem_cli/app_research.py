@@ -187,7 +187,7 @@ def evaluate(
     facts: Annotated[str, typer.Option(help="recall: numbers of facts told.")] = "1,2,4,8,16,32",
     distances: Annotated[str, typer.Option(help="recall: turns of small talk before the question.")] = "0,10,50,200",
     parts: Annotated[
-        str, typer.Option(help="recall: all, or some of facts, new values, distance, held out, kind.")
+        str, typer.Option(help="recall: all, or some of facts, new values, distance, held out, kind, or one kind.")
     ] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions (windows of text).")] = None,
     context: ContextOption = None,

@@ -137,12 +137,12 @@ def _questions(
 
 def _task(choices: EvalChoices, tokenizer: Any) -> Any:
     if choices.task == "recall":
-        from deltamem.evaluation.tasks.recall import PARTS, recall_task
+        from deltamem.evaluation.tasks.recall import KINDS, PARTS, recall_task
 
         parts = PARTS if choices.parts == "all" else tuple(choices.parts.split(","))
         for part in parts:
-            if part not in PARTS:
-                raise DataError(f"recall has no part {part!r}; there are {', '.join(PARTS)}")
+            if part not in PARTS and part not in KINDS:
+                raise DataError(f"recall has no part {part!r}; there are {', '.join((*PARTS, *KINDS))}")
         facts, distances = (_numbers(o, n) for o, n in ((choices.facts, "--facts"), (choices.distances, "--distances")))
         return recall_task(tokenizer, choices.questions, facts, distances, parts, choices.seed)
     from deltamem.evaluation.tasks import hotpotqa, locomo, memoryagentbench, own, squad

@@ -257,6 +257,14 @@ def test_recall_asks_for_what_it_says() -> None:
     assert spellings and all("favorite" in american for _, american in spellings)
     assert len({i.id for i in task.items}) == len(task.items)
     assert task.histories == recall.recall_task(Words(), 8, (1, 2), (0, 50), seed=0).histories
+    untold = recall.recall_task(Words(), questions=8, parts=("never told",))
+    assert untold.items == by_label["kind", "never told"] and untold.slices == (("kind",),)
+    people = SyntheticPeople(Words())
+    seen = {q for r in people.relations for q in r.questions[:-1]}
+    for item in by_label["new values", 1]:
+        assert any(q in item.question for q in seen) and item.value in people.values("name", "heldout") + people.values(
+            "word", "heldout"
+        )
     only = recall.recall_task(Words(), questions=8, facts=(2,), parts=("facts",))
     assert {tuple(i.labels) for i in only.items} == {("facts",)}
 

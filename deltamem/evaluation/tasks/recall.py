@@ -17,6 +17,14 @@ DISTANCES = (0, 10, 50, 200)
 PARTS = ("facts", "new values", "distance", "held out", "kind")
 _PLAIN = 4
 """Facts told where something else is varied."""
+KINDS: dict[str, dict[str, Any]] = {
+    "corrected": {"facts": 2, "difficulty": Difficulty(corrections=1.0)},
+    "two people": {"facts": _PLAIN, "difficulty": Difficulty(others=1.0)},
+    "list of two": {"facts": 2, "difficulty": Difficulty(lists=1.0)},
+    "several tokens": {"facts": 2, "difficulty": Difficulty(long_values=1.0)},
+    "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
+}
+"""The rows of the part `kind`; each is a part by itself too."""
 
 
 def recall_task(
@@ -37,7 +45,7 @@ def recall_task(
         questions: questions per figure, rounded up to whole conversations.
         facts: numbers of facts told.
         distances: turns of small talk between the last fact and the question, with 4 facts.
-        parts: which breakdowns are asked for, of `PARTS`.
+        parts: which breakdowns are asked for, of `PARTS` and `KINDS`.
         seed: of everything random.
 
     Raises:
@@ -56,19 +64,17 @@ def recall_task(
         builder.add({"held out": "values"}, _PLAIN, split="train", values="heldout")
         builder.add({"held out": "phrasings"}, _PLAIN, values="train")
         builder.add({"held out": "relations too"}, _PLAIN, new_relations=True)
-    if "kind" in parts:
-        builder.add({"kind": "corrected"}, 2, Difficulty(corrections=1.0))
-        builder.add({"kind": "two people"}, _PLAIN, Difficulty(others=1.0))
-        builder.add({"kind": "list of two"}, 2, Difficulty(lists=1.0))
-        builder.add({"kind": "several tokens"}, 2, Difficulty(long_values=1.0))
-        builder.add({"kind": "never told"}, _PLAIN, Difficulty(unknown=1.0), only="unknown")
+    for kind, what in KINDS.items():
+        if "kind" in parts or kind in parts:
+            builder.add({"kind": kind}, **what)
+    shown = {"kind" if part in KINDS else part for part in parts}
     return Task(
         name="recall",
         histories=builder.histories,
         items=builder.items,
         score=score,
         metrics=("named", "exact", "f1"),
-        slices=tuple((part,) for part in PARTS if part in parts),
+        slices=tuple((part,) for part in PARTS if part in shown),
         max_tokens=24,
     )
 
