@@ -39,7 +39,7 @@ PRESETS: dict[str, Preset] = {
     ),
     # What an adapter of the one above is carried on with, through the whole backbone: it wants --from.
     "continued": Preset(
-        replace(_CACHED, read_gate_floor=0.3, base_state=True),
+        replace(_CACHED, read_gate_floor=0.45, base_state=True),
         Recipe(
             steps=400,
             batch=12,
