@@ -140,7 +140,7 @@ class ProfileChat:
                 raise ProfileError(f"there is no profile {name!r} to read")
             else:
                 profile = self._new_profile()
-            self.session.replace_state(profile.state)
+            self.session.replace_state(profile.state, profile.before)
         except BaseException:
             held.close()
             raise
@@ -274,4 +274,5 @@ class ProfileChat:
         self.profile = at(self.profile, self._history, entry)
         if not window_kept:
             self.session.replace_state(self.profile.state)
+        self.session.state_before = self.profile.before
         self.save()

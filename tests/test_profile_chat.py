@@ -59,6 +59,9 @@ def test_undo_and_redo_reach_the_file(backbone: Backbone, tiny_adapter: Path, tm
             found = load_profile(path)
             assert chat.turns == found.info.turns == turn and chat.session.state is not None
             assert chat.session.state.equal(found.state)
+            # What /inspect shows is of the turn it went back to, not of the one taken back.
+            assert chat.session.writes is None and chat.session.state_before is not None
+            assert chat.session.state_before.equal(found.before)
             if turn:
                 assert found.state.equal(saved[turn - 1].state) and found.info.tokens == saved[turn - 1].info.tokens
             else:
@@ -72,6 +75,7 @@ def test_undo_and_redo_reach_the_file(backbone: Backbone, tiny_adapter: Path, tm
         assert chat.redo() and chat.redo()
         is_at(2)
     with open_chat(backbone, tiny_adapter, tmp_path) as chat:  # another process
+        is_at(2)
         assert chat.redo() and not chat.redo()
         is_at(3)
         chat.forget()

@@ -141,14 +141,15 @@ class ChatSession:
             raise
         self._window.restore(turns)
 
-    def replace_state(self, state: MemoryState | None) -> None:
-        """Go on with another state (None: an empty one) and an empty window."""
+    def replace_state(self, state: MemoryState | None, before: MemoryState | None = None) -> None:
+        """Go on with another state (None: an empty one) and an empty window; `before` is that before its last turn."""
         if self.memory is not None:
             if state is None:
                 self.memory.reset()
                 state = self.memory.state
             self.memory.state = state  # refuses one that does not fit
-            self._state, self.state_before = state.clone(), None
+            self._state, self.state_before = state.clone(), before
+        self.writes = None
         self.clear_window()
 
     def undo(self) -> bool:
@@ -157,7 +158,7 @@ class ChatSession:
             return False
         turns, self._state = self._undo
         self._window.restore(turns)
-        self._undo = None
+        self._undo = self.state_before = self.writes = None
         return True
 
     def stop(self) -> None:
