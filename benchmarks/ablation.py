@@ -1,6 +1,6 @@
 """What each part of the objective does: the same steps from the same adapter, with one part left out or put in.
 
-    python benchmarks/ablation.py --work /tmp/ablation --output benchmarks/ablation.md
+    python benchmarks/ablation.py --work runs --output benchmarks/ablation.md
 
 Every run draws the same histories and questions. Afterwards held-out facts are asked for, things never told too, and
 ordinary questions are compared with the frozen backbone's replies. What is in --work already is not done again.
