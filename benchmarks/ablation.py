@@ -12,12 +12,13 @@ import argparse
 import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from timing import machine
 
 PARTS: dict[str, tuple[str, ...]] = {
     "the preset `continued`": (),
@@ -141,7 +142,7 @@ def _table(rows: list[list[str]], options: argparse.Namespace) -> str:
     command = f"python benchmarks/ablation.py --start {options.start} --steps {options.steps}"
     said = (
         f"`{command} --questions {options.questions} --seed {options.seed}`, "
-        f"{datetime.date.today().isoformat()}, {os.cpu_count()} CPU cores ({platform.machine()}). The value is named "
+        f"{datetime.date.today().isoformat()}, {machine()}. The value is named "
         "by the reply and no other that was told, of held-out values and phrasings; never told: the reply says so; the "
         "last two with four facts in the state. In brackets 95 % bootstrap intervals."
     )

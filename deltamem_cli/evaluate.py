@@ -140,9 +140,10 @@ def _task(choices: EvalChoices, tokenizer: Any) -> Any:
         from deltamem.evaluation.tasks.recall import KINDS, PARTS, recall_task
 
         parts = PARTS if choices.parts == "all" else tuple(choices.parts.split(","))
+        known = (*PARTS, *KINDS)
         for part in parts:
-            if part not in PARTS and part not in KINDS:
-                raise DataError(f"recall has no part {part!r}; there are {', '.join((*PARTS, *KINDS))}")
+            if part not in known:
+                raise DataError(f"recall has no part {part!r}; there are {', '.join(known)}")
         facts, distances = (_numbers(o, n) for o, n in ((choices.facts, "--facts"), (choices.distances, "--distances")))
         return recall_task(tokenizer, choices.questions, facts, distances, parts, choices.seed)
     from deltamem.evaluation.tasks import hotpotqa, locomo, memoryagentbench, own, squad

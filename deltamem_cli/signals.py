@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -20,12 +20,8 @@ def leaving() -> Iterator[None]:
     def leave(number: int, _frame: FrameType | None) -> None:
         _exit_for(number)
 
-    before = [(number, signal.signal(number, leave)) for number in _ENDING]
-    try:
+    with _handled(dict.fromkeys(_ENDING, leave)):
         yield
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -43,16 +39,12 @@ def stopping(session: Any) -> Iterator[None]:
         asked.append(number)
         session.stop()
 
-    before = [(signal.SIGINT, signal.signal(signal.SIGINT, interrupt))]
-    before += [(number, signal.signal(number, leave)) for number in _ENDING]
-    try:
-        yield
-    except OSError:
-        if not asked:
-            raise  # with the terminal gone there is nowhere to show the rest; it is saved all the same
-    finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+    with _handled({signal.SIGINT: interrupt, **dict.fromkeys(_ENDING, leave)}):
+        try:
+            yield
+        except OSError:
+            if not asked:
+                raise  # with the terminal gone there is nowhere to show the rest; it is saved all the same
     if asked:
         _exit_for(asked[0])
 
@@ -69,11 +61,18 @@ def finishing(trainer: Any) -> Iterator[list[int]]:
         trainer.stop()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = [(number, signal.signal(number, finish)) for number in (signal.SIGINT, *_ENDING)]
-    try:
+    with _handled(dict.fromkeys((signal.SIGINT, *_ENDING), finish)):
         yield asked
+
+
+@contextmanager
+def _handled(handlers: Mapping[int, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
+    """These handlers by signal, and afterwards those there were."""
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
     finally:
-        for number, handler in before:
+        for number, handler in before.items():
             signal.signal(number, handler)
 
 

@@ -9,11 +9,8 @@ from functools import cached_property
 
 from deltamem.episodes.words import Split
 
-PAUSE = "..."
-"""Stands where a value is not known."""
-
 _SECOND_PERSON = {
-    "I am": "you are", "I was": "you were", "we are": "you are", "we were": "you were", "I": "you", "we": "you",
+    "i am": "you are", "i was": "you were", "we are": "you are", "we were": "you were", "i": "you", "we": "you",
     "me": "you", "my": "your", "our": "your", "am": "are", "myself": "yourself",
 }  # fmt: skip
 _FIRST_PERSON = re.compile(r"\b(" + "|".join(sorted(_SECOND_PERSON, key=len, reverse=True)) + r")\b", re.IGNORECASE)
@@ -65,17 +62,12 @@ class Fact:
     @property
     def answer(self) -> str:
         """The reply to a question about it."""
-        return self._owned(self.relation.answer).format(v=self.value)
+        return self.reply(self.relation.answer)[0]
 
-    def other_answer(self, rng: random.Random) -> tuple[str, str]:
-        """Another reply, and the words of it that come before the value."""
-        answer = self._owned(rng.choice(self.relation.other_answers or (self.relation.answer,)))
-        return answer.format(v=self.value), answer.partition("{v}")[0].rstrip()
-
-    @property
-    def before_value(self) -> str:
-        """The words of the answer that come before the value."""
-        return self._owned(self.relation.answer).partition("{v}")[0].rstrip()
+    def reply(self, answer: str) -> tuple[str, str]:
+        """One of the relation's answers, and the words of it that come before the value."""
+        owned = self._owned(answer)
+        return owned.format(v=self.value), owned.partition("{v}")[0].rstrip()
 
     def phrase(self, rng: random.Random, phrasings: tuple[str, ...], split: Split) -> str:
         """One of the relation's statements or questions, of a split, about the owner."""
@@ -102,10 +94,5 @@ def _said_back(statement: str) -> str | None:
     statement = statement.removeprefix("By the way, ")
     if len(statement.partition("{v}")[0].split()) < 2:
         return None
-    said = _FIRST_PERSON.sub(lambda found: _second_person(found[1]), statement)
+    said = _FIRST_PERSON.sub(lambda found: _SECOND_PERSON[found[1].lower()], statement)
     return said[0].upper() + said[1:]
-
-
-def _second_person(words: str) -> str:
-    exact = _SECOND_PERSON.get(words)
-    return exact if exact is not None else _SECOND_PERSON[words[0].lower() + words[1:]]

@@ -15,9 +15,12 @@ from importlib import resources
 from typing import Any
 
 from deltamem.episodes.episode import Episode, Question, Turn
-from deltamem.episodes.relations import PAUSE, Fact, Relation
+from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.words import Split, made_up, split_words
 from deltamem.errors import DataError
+
+_PAUSE = "..."
+"""Stands where a value is not known."""
 
 
 @dataclass(frozen=True)
@@ -257,15 +260,14 @@ class SyntheticPeople:
         What was told is looked for at that place, so it is the place where it shows that nothing was: before the first
         word of an answer it could be told apart in 70 % of cases, and no training made "I don't know" come first.
         """
-        text, given = self._question(rng, fact, split), ""
-        answer, before = fact.answer, fact.before_value
-        if difficulty.reworded and rng.random() < difficulty.reworded:
-            answer, before = fact.other_answer(rng)
-            given = before
-        topic = fact.relation.id
+        text, relation = self._question(rng, fact, split), fact.relation
+        reworded = difficulty.reworded and rng.random() < difficulty.reworded
+        answers = reworded and relation.other_answers
+        answer, before = fact.reply(rng.choice(answers) if answers else relation.answer)
+        value, given = fact.value, before if reworded else ""
         if kind == "unknown":
-            return Question(text, f"{before}{PAUSE} {self.unknown}", PAUSE, topic, kind, given=given)
-        return Question(text, answer, fact.value, topic, kind, given=given)
+            answer, value = f"{before}{_PAUSE} {self.unknown}", _PAUSE
+        return Question(text, answer, value, relation.id, kind, given=given)
 
     def _around_it(self, rng: random.Random, what: str, text: str) -> str:
         """The text, now and then with a few words before or after it."""

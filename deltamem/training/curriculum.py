@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deltamem.episodes.synthetic import Difficulty
 
@@ -16,41 +16,27 @@ POOLS: tuple[Difficulty, ...] = (
 )
 """Pool of values: with all of them at once nothing was learnt in 85 steps."""
 
+_CHAT = Difficulty(unknown=0.8, nothing=0.1, noted=0.3, reworded=0.35)
+
 CHATS: tuple[Difficulty, ...] = (
-    Difficulty(
-        facts=3,
-        small_talk=1,
-        long_values=0.15,
-        corrections=0.1,
-        unknown=0.8,
-        nothing=0.1,
-        noted=0.3,
-        reworded=0.35,
-        earlier=0.25,
-    ),
-    Difficulty(
+    replace(_CHAT, facts=3, small_talk=1, long_values=0.15, corrections=0.1, earlier=0.25),
+    replace(
+        _CHAT,
         facts=4,
         small_talk=1,
         long_values=0.25,
         asked_before=0.1,
         corrections=0.15,
-        unknown=0.8,
-        nothing=0.1,
-        noted=0.3,
-        reworded=0.35,
         earlier=0.4,
         others=0.05,
     ),
-    Difficulty(
+    replace(
+        _CHAT,
         facts=6,
         small_talk=2,
         long_values=0.3,
         asked_before=0.2,
         corrections=0.15,
-        unknown=0.8,
-        nothing=0.1,
-        noted=0.3,
-        reworded=0.35,
         earlier=0.4,
         others=0.1,
         lists=0.05,

@@ -18,8 +18,15 @@ class Preset:
     curriculum: bool
 
 
-_CACHED = DeltaMemConfig(
-    delta_heads=("o",), state_update_mode="no_lambda", rankwise_gates=False, read_gate=True, reads="reply"
+# Most steps on cached hidden states. Learning rates differ as the sizes of the numbers do. It leaves ordinary talk
+# alone; free-running replies are behind those of the whole passes so far.
+_CACHED = Preset(
+    DeltaMemConfig(
+        delta_heads=("o",), state_update_mode="no_lambda", rankwise_gates=False, read_gate=True, reads="reply"
+    ),
+    Recipe(cached_steps=1200, value_rate=2.5, gate_rate=5.0, output_rate=3.0),
+    warm_start=True,
+    curriculum=True,
 )
 
 PRESETS: dict[str, Preset] = {
@@ -29,25 +36,18 @@ PRESETS: dict[str, Preset] = {
         warm_start=True,
         curriculum=True,
     ),
-    # Most steps on cached hidden states. Learning rates differ as the sizes of the numbers do. It leaves ordinary talk
-    # alone; free-running replies are behind those of the whole passes so far.
-    "cached": Preset(
-        _CACHED,
-        Recipe(cached_steps=1200, value_rate=2.5, gate_rate=5.0, output_rate=3.0),
-        warm_start=True,
-        curriculum=True,
-    ),
+    "cached": _CACHED,
     # What an adapter of the one above is carried on with, through the whole backbone: it wants --from.
-    "continued": Preset(
-        replace(_CACHED, read_gate_floor=0.45, base_state=True),
-        Recipe(
+    "continued": replace(
+        _CACHED,
+        config=replace(_CACHED.config, read_gate_floor=0.45, base_state=True),
+        recipe=replace(
+            _CACHED.recipe,
+            cached_steps=0,
             steps=400,
             batch=12,
             questions=24,
             learning_rate=5e-4,
-            value_rate=2.5,
-            gate_rate=5.0,
-            output_rate=3.0,
             warmup=4,
             decay=0.6,
             start_weight=1.5,
@@ -57,8 +57,6 @@ PRESETS: dict[str, Preset] = {
             ordinary_weight=2.0,
             mark=0.65,
         ),
-        warm_start=True,
-        curriculum=True,
     ),
     # DESIGN section 2: cross-entropy on the answer alone, gradient through the writing pass as well.
     "published": Preset(
