@@ -27,7 +27,7 @@ _CHOICES = {
     "delta_scale_parameterization": ("alpha_over_rank",),
 }
 
-_OURS = {"read_gate": False, "read_gate_floor": 0.0, "reads": "all", "base_state": False}
+_OURS = {"read_gate": False, "read_gate_floor": 0.0, "write_gate_floor": 0.0, "reads": "all", "base_state": False}
 """Options that the published code does not know, and what leaves them out."""
 
 _RETIRED: dict[str, Any] = {
@@ -79,6 +79,8 @@ class DeltaMemConfig:
             gate lets a token that asks for nothing read nothing. Not in the paper.
         read_gate_floor: a read gate no wider open than this is shut, and one that is wider is as much less so: where
             nothing is asked for, the reply is then the frozen backbone's to the last bit. Not in the paper.
+        write_gate_floor: the same for write gates: a token that tells nothing then writes nothing, and takes nothing of
+            what was told before with it. Not in the paper.
         reads: which tokens read: ``all``, or those of a ``reply`` alone and the one before it. What a user says is
             then written, and asked, as the frozen backbone reads it. Not in the paper.
         base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
@@ -112,6 +114,7 @@ class DeltaMemConfig:
     beta_bias_init: float = -1.5
     read_gate: bool = False
     read_gate_floor: float = 0.0
+    write_gate_floor: float = 0.0
     reads: str = "all"
     base_state: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
@@ -155,8 +158,9 @@ class DeltaMemConfig:
         if not self.couple_lambda and self.state_update_mode == "no_lambda":
             # Nothing would read the gate, so a file that says so was not meant for this mode.
             raise ConfigError("state_update_mode no_lambda has no use for couple_lambda false")
-        if not 0 <= self.read_gate_floor < 1:
-            raise ConfigError(f"read_gate_floor must lie between 0 and 1, not {self.read_gate_floor}")
+        for name in ("read_gate_floor", "write_gate_floor"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
         if not 0 < self.delta_scale_init < self.delta_scale_max:
             raise ConfigError(
                 f"delta_scale_init must lie between 0 and delta_scale_max ({self.delta_scale_max}), "

@@ -124,7 +124,7 @@ class DeltaLayer(nn.Module):
         k, v = (part.unflatten(-1, heads) for part in parts[1:3])
         if config.normalize_qk:
             k = _unit(torch.tanh(k))
-        beta = self._gate(parts[3], self.beta_bias)
+        beta = _above(self._gate(parts[3], self.beta_bias), config.write_gate_floor)
         lam = self._gate(parts[4], self.lambda_bias) if config.needs_lambda else 1 - beta
         return Signals(q, k, v, gates_from(beta, lam, config.state_update_mode))
 
@@ -149,18 +149,9 @@ class DeltaLayer(nn.Module):
         if self.config.normalize_qk:
             q = _unit(torch.tanh(q))
         if gate is not None:
-            q = q * self._opened(torch.sigmoid(gate + self.read_gate_bias)).unsqueeze(-1)
+            opened = _above(torch.sigmoid(gate + self.read_gate_bias), self.config.read_gate_floor)
+            q = q * opened.unsqueeze(-1)
         return q
-
-    def _opened(self, gate: Tensor) -> Tensor:
-        """Read gates above their floor, from 0 again."""
-        floor = self.config.read_gate_floor
-        if not floor:
-            return gate
-        above = (gate - floor) / (1 - floor)
-        opened = above.clamp_min(0)
-        # A gate that is shut must be able to learn to open, so the gradient passes the floor by.
-        return opened.detach() + above - above.detach() if above.requires_grad else opened
 
     def _gate(self, raw: Tensor, bias: Tensor) -> Tensor:
         per_head = self.config.rank if self.config.rankwise_gates else 1
@@ -280,3 +271,13 @@ class DeltaLayer(nn.Module):
 def _unit(x: Tensor) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.clamp_min(UNIT_EPS)
+
+
+def _above(gate: Tensor, floor: float) -> Tensor:
+    """Gates above their floor, from 0 again."""
+    if not floor:
+        return gate
+    above = (gate - floor) / (1 - floor)
+    opened = above.clamp_min(0)
+    # A gate that is shut must be able to learn to open, so the gradient passes the floor by.
+    return opened.detach() + above - above.detach() if above.requires_grad else opened

@@ -165,6 +165,8 @@ class TokenSteps:
             key = key / np.maximum(np.sqrt((key * key).sum(-1, keepdims=True)), np.float32(UNIT_EPS))
         at = 2 * width + self._beta_bias.shape[1]
         beta = _sigmoid(z[:, 2 * width : at] + self._beta_bias).reshape(count, heads, -1)
+        if floor := config.write_gate_floor:
+            beta = np.maximum(beta - np.float32(floor), 0) / np.float32(1 - floor)
         kept, erase = self.states, beta
         if config.state_update_mode != "no_lambda":
             lam = 1 - beta

@@ -76,6 +76,9 @@ def train_adapter(
     read_gate_floor: Annotated[
         float | None, typer.Option(min=0, max=0.99, help="Read gates no wider open than this are shut.")
     ] = None,
+    write_gate_floor: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="Write gates no wider open than this are shut.")
+    ] = None,
     reads: Annotated[str | None, typer.Option(help="all: every token reads; reply: those of replies.")] = None,
     base_state: Annotated[
         bool | None, typer.Option("--base-state", help="Read a learned matrix together with the state.")
@@ -110,6 +113,7 @@ def train_adapter(
         "rankwise_gates": row_gates,
         "read_gate": read_gate,
         "read_gate_floor": read_gate_floor,
+        "write_gate_floor": write_gate_floor,
         "reads": reads,
         "base_state": base_state,
         "target_layers": None if layers is None else layer_numbers(layers),

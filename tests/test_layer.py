@@ -32,6 +32,7 @@ def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Te
     for x_t in x:
         q, k, v = (getattr(layer, f"memory_{n}_proj") @ x_t for n in "qkv")
         beta = torch.sigmoid(layer.beta_proj @ x_t + layer.beta_bias)
+        beta = ((beta - c.write_gate_floor) / (1 - c.write_gate_floor)).clamp_min(0)
         lam = 1 - beta if c.couple_lambda else torch.sigmoid(layer.lambda_proj @ x_t + layer.lambda_bias)
         heads, read = [], []
         for h in range(c.num_state_heads):
@@ -68,6 +69,7 @@ OPTIONS = [
 OPTIONS += [
     {"num_state_heads": heads, "base_state": True, "read_gate": True, "read_gate_floor": 0.3} for heads in (1, 3)
 ]
+OPTIONS += [{"state_update_mode": mode, "write_gate_floor": 0.4} for mode in ("standard", "no_lambda")]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
@@ -135,6 +137,18 @@ def test_a_gate_below_its_floor_is_shut_and_can_learn_to_open() -> None:
         layer.read_gate_bias.fill_(math.log(0.65 / 0.35))
         open_gate = make_layer()
         torch.testing.assert_close(layer.read(x, state), 0.5 * open_gate.read(x, state))
+
+
+def test_a_write_gate_below_its_floor_leaves_the_state_and_can_learn_to_open() -> None:
+    layer = make_layer(write_gate_floor=0.3)
+    x, state = torch.randn(1, 6, HIDDEN, dtype=torch.float64), torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    with torch.no_grad():
+        layer.beta_proj.zero_()
+        layer.beta_bias.fill_(math.log(0.25 / 0.75))
+    _, after = layer.read_and_write(x, state)
+    assert (after == state).all()
+    after.sum().backward()
+    assert layer.beta_bias.grad is not None and (layer.beta_bias.grad != 0).all()
 
 
 def test_a_token_that_is_not_written_reads_all_the_same() -> None:

@@ -18,6 +18,7 @@ CONFIGS = {
     "heads": DeltaMemConfig(num_state_heads=4, rank=4, rankwise_gates=False, output_init="random"),
     "read gate": DeltaMemConfig(num_state_heads=2, rank=4, read_gate=True, output_init="random"),
     "read gate with a floor": DeltaMemConfig(read_gate=True, read_gate_floor=0.5, output_init="random"),
+    "write gate with a floor": DeltaMemConfig(write_gate_floor=0.3, output_init="random"),
     "base state": DeltaMemConfig(num_state_heads=2, rank=4, base_state=True, output_init="random"),
     "plain": DeltaMemConfig(normalize_qk=False, output_init="random"),
     "one layer": DeltaMemConfig(target_layers=(1,), output_init="random"),

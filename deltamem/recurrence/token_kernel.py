@@ -52,8 +52,8 @@ def token_kernel(
         state, state if base is None else base.contiguous(), valid.to(torch.int32), written.to(torch.int32),
         reads, after, gates, products.shape[1],
         HEADS=heads, R=rank, G=of_gates, NORMALIZE=config.normalize_qk, MODE=config.state_update_mode,
-        FREE=lambda_bias is not None, OPENS=read_bias is not None, FLOOR=config.read_gate_floor,
-        BASE=base is not None, EPS=eps,
+        FREE=lambda_bias is not None, OPENS=read_bias is not None,
+        READ_FLOOR=config.read_gate_floor, WRITE_FLOOR=config.write_gate_floor, BASE=base is not None, EPS=eps,
     )  # fmt: skip
     return reads, after, gates
 
@@ -68,8 +68,8 @@ def _unit(x, EPS: tl.constexpr):
 @triton.jit
 def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, base_p, valid_p, written_p, reads_p, after_p, gates_p,
            n, HEADS: tl.constexpr, R: tl.constexpr, G: tl.constexpr, NORMALIZE: tl.constexpr, MODE: tl.constexpr,
-           FREE: tl.constexpr, OPENS: tl.constexpr, FLOOR: tl.constexpr, BASE: tl.constexpr,
-           EPS: tl.constexpr):  # fmt: skip
+           FREE: tl.constexpr, OPENS: tl.constexpr, READ_FLOOR: tl.constexpr, WRITE_FLOOR: tl.constexpr,
+           BASE: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     a, g = tl.arange(0, R), tl.arange(0, G)
     width: tl.constexpr = HEADS * R
@@ -83,12 +83,13 @@ def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, base_p, valid_
         q = _unit(q, EPS)
         k = _unit(k, EPS)
     beta = tl.sigmoid(tl.load(z + 3 * width + head * G + g) + tl.load(beta_bias_p + head * G + g))
+    beta = tl.maximum(beta - WRITE_FLOOR, 0.0) / (1 - WRITE_FLOOR)
     after_gates: tl.constexpr = 3 * width + HEADS * G
     opened = valid
     if OPENS:
         place = after_gates + (HEADS * G if FREE else 0) + head
         gate = tl.sigmoid(tl.load(z + place) + tl.load(read_bias_p + head))
-        opened = valid * tl.maximum(gate - FLOOR, 0.0) / (1 - FLOOR)
+        opened = valid * tl.maximum(gate - READ_FLOOR, 0.0) / (1 - READ_FLOOR)
     square = (row * HEADS + head) * R * R + a[:, None] * R + a[None, :]
     state = tl.load(state_p + square)
     seen = state

@@ -40,7 +40,7 @@ PRESETS: dict[str, Preset] = {
     # What an adapter of the one above is carried on with, through the whole backbone: it wants --from.
     "continued": replace(
         _CACHED,
-        config=replace(_CACHED.config, read_gate_floor=0.45, base_state=True),
+        config=replace(_CACHED.config, read_gate_floor=0.45, write_gate_floor=0.3, base_state=True),
         recipe=replace(
             _CACHED.recipe,
             cached_steps=0,

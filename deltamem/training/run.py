@@ -26,7 +26,7 @@ from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
 
 CARD_FILE = "README.md"
-EXTENSIONS = ("base_state", "read_gate_floor")
+EXTENSIONS = ("base_state", "read_gate_floor", "write_gate_floor")
 """Options that an adapter can be given which was trained without them."""
 
 
