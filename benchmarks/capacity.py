@@ -159,7 +159,7 @@ def recalled(
         reads = []
         for i, layer in enumerate(layers):
             empty = torch.zeros(1, memory.config.num_state_heads, memory.config.rank, memory.config.rank)
-            state = layer.write(layer.signals(hidden[i][None]), empty)
+            state = layer.write(layer.told(hidden[i][None]), empty)
             asking = torch.stack([turn.asking[i] for turn in asked if turn.asking is not None])
             reads.append(layer.read(asking[None], state)[0])
         read = torch.stack(reads, dim=1)  # (facts, layers, width)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem.config import PROJECTIONS, DeltaMemConfig
-from deltamem.recurrence import Gates, delta_rule, gates_from, mask_gates, uses_kernels
+from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask_gates, uses_kernels
 
 UNIT_EPS = 1e-6
 """Length below which a query or a key is not scaled up to 1."""
@@ -24,10 +24,9 @@ _READ_GATE_OPEN = 3.0
 """Bias a read gate starts with: almost open, so that training decides where to shut it."""
 
 
-class Signals(NamedTuple):
-    """What a layer computes from hidden states; all (B, T, H, r) except gates that may have a last axis of 1."""
+class Told(NamedTuple):
+    """What is written of hidden states; all (B, T, H, r) except gates that may have a last axis of 1."""
 
-    q: Tensor
     k: Tensor
     v: Tensor
     gates: Gates
@@ -105,58 +104,63 @@ class DeltaLayer(nn.Module):
 
     # Signals
 
-    def _projections(self) -> list[Tensor]:
-        weights: list[Tensor] = [self.memory_q_proj, self.memory_k_proj, self.memory_v_proj, self.beta_proj]
-        if self.config.needs_lambda:
-            weights.append(self.lambda_proj)
-        if self.config.read_gate:
-            weights.append(self.read_gate_proj)
-        return weights
+    def _asking(self) -> list[Tensor]:
+        return [self.memory_q_proj, self.read_gate_proj] if self.config.read_gate else [self.memory_q_proj]
 
-    def signals(self, x: Tensor) -> Signals:
-        """Queries, keys, values and gates of hidden states x (B, T, hidden)."""
-        config = self.config
-        weights = self._projections()
+    def _telling(self) -> list[Tensor]:
+        free = [self.lambda_proj] if self.config.needs_lambda else []
+        return [self.memory_k_proj, self.memory_v_proj, self.beta_proj, *free]
+
+    def _projections(self) -> list[Tensor]:
+        query, *gate = self._asking()
+        return [query, *self._telling(), *gate]
+
+    def signals(self, x: Tensor) -> tuple[Tensor, Told]:
+        """Queries (B, T, H, r), and what is written of hidden states x (B, T, hidden)."""
         # One product for all projections; they share their input.
-        parts = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(weights)).split([w.shape[0] for w in weights], -1)
-        q = self._queries(parts[0], parts[-1] if config.read_gate else None)
-        heads = (config.num_state_heads, config.rank)
-        k, v = (part.unflatten(-1, heads) for part in parts[1:3])
-        if config.normalize_qk:
-            k = _unit(torch.tanh(k))
-        beta = _above(self._gate(parts[3], self.beta_bias), config.write_gate_floor)
-        lam = self._gate(parts[4], self.lambda_bias) if config.needs_lambda else 1 - beta
-        return Signals(q, k, v, gates_from(beta, lam, config.state_update_mode))
+        products = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._projections()))
+        width, gates = len(self.memory_q_proj), len(self.read_gate_proj) if self.config.read_gate else 0
+        raw, told, gate = products.split([width, products.shape[-1] - width - gates, gates], -1)
+        return self._queries(raw, gate), told_of(self.config, told + self._told_bias())
 
     def queries(self, x: Tensor) -> Tensor:
         """Queries alone, (B, T, H, r), for a call that only reads."""
-        x = x.to(self.memory_q_proj.dtype)
-        if not self.config.read_gate:
-            return self._queries(F.linear(x, self.memory_q_proj), None)
-        heads = self.config.num_state_heads
-        raw, gate = F.linear(x, torch.cat([self.memory_q_proj, self.read_gate_proj])).split(
-            [heads * self.config.rank, heads], -1
-        )
-        return self._queries(raw, gate)
+        products = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._asking()))
+        width = len(self.memory_q_proj)
+        return self._queries(products[..., :width], products[..., width:])
+
+    def told_products(self, x: Tensor) -> Tensor:
+        """What `told_of` works on, (B, T, n): of a token, all that its write needs."""
+        return F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._telling()), self._told_bias())
+
+    def told(self, x: Tensor) -> Told:
+        """What is written of hidden states x (B, T, hidden)."""
+        return told_of(self.config, self.told_products(x))
+
+    def _told_bias(self) -> Tensor:
+        plain = self.beta_bias.new_zeros(2 * len(self.memory_k_proj))
+        free = [self.lambda_bias] if self.config.needs_lambda else []
+        return torch.cat([plain, self.beta_bias, *free])
+
+    def write_gates(self, x: Tensor) -> Tensor:
+        """How far each token's write gates stand open, (B, T, H, r or 1), 0 to 1, before any floor."""
+        raw = F.linear(x.to(self.beta_proj.dtype), self.beta_proj, self.beta_bias)
+        gates: Tensor = torch.sigmoid(raw).unflatten(-1, (self.config.num_state_heads, -1))
+        return gates
 
     def read_gates(self, x: Tensor) -> Tensor:
         """How far each token's read gate stands open, (B, T, H), 0 to 1, before any floor; for a layer that has one."""
         return torch.sigmoid(F.linear(x.to(self.read_gate_proj.dtype), self.read_gate_proj) + self.read_gate_bias)
 
-    def _queries(self, raw: Tensor, gate: Tensor | None) -> Tensor:
+    def _queries(self, raw: Tensor, gate: Tensor) -> Tensor:
         """(B, T, H, r). Reads are linear in the query, so the read gate is its length."""
         q: Tensor = raw.unflatten(-1, (self.config.num_state_heads, self.config.rank))
         if self.config.normalize_qk:
             q = _unit(torch.tanh(q))
-        if gate is not None:
+        if self.config.read_gate:
             opened = _above(torch.sigmoid(gate + self.read_gate_bias), self.config.read_gate_floor)
             q = q * opened.unsqueeze(-1)
         return q
-
-    def _gate(self, raw: Tensor, bias: Tensor) -> Tensor:
-        per_head = self.config.rank if self.config.rankwise_gates else 1
-        gate: Tensor = torch.sigmoid(raw + bias).unflatten(-1, (self.config.num_state_heads, per_head))
-        return gate
 
     # Read and write
 
@@ -185,7 +189,7 @@ class DeltaLayer(nn.Module):
         config = self.config
         if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, config.rank):
             return self._token(x, state, valid, written, trace)
-        q, k, v, gates = self.signals(x)
+        q, (k, v, gates) = self.signals(x)
         if written is not None:
             gates = mask_gates(gates, written)
         if trace is not None:
@@ -229,9 +233,9 @@ class DeltaLayer(nn.Module):
             trace(gates[:, None])
         return reads[:, None], state
 
-    def write(self, signals: Signals, state: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Token-state write of signals that are worked out already: the new state."""
-        return delta_rule(*signals, state, valid)[1]
+    def write(self, told: Told, state: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Token-state write of what is worked out already: the new state."""
+        return delta_write(*told, state, valid)
 
     def write_means(
         self,
@@ -241,10 +245,10 @@ class DeltaLayer(nn.Module):
         trace: Callable[[Tensor], None] | None = None,
     ) -> Tensor:
         """Sequence-state write: one write for each segment mean (B, M, hidden), in order."""
-        signals = self.signals(means)
+        told = self.told(means)
         if trace is not None:
-            trace(signals.gates.write)
-        return self.write(signals, state, valid)
+            trace(told.gates.write)
+        return self.write(told, state, valid)
 
     # Corrections
 
@@ -266,6 +270,19 @@ class DeltaLayer(nn.Module):
             variance = delta.pow(2).mean(-1, keepdim=True)
             delta = delta * torch.rsqrt(variance + config.delta_o_rmsnorm_eps) * self.delta_o_rmsnorm_weight
         return delta
+
+
+def told_of(config: DeltaMemConfig, products: Tensor) -> Told:
+    """Keys, values and gates from `DeltaLayer.told_products` (B, T, n), of one layer or of several side by side."""
+    heads, rank = config.num_state_heads, config.rank
+    free = config.gate_width if config.needs_lambda else 0
+    raw, v, beta, lam = products.split([heads * rank, heads * rank, config.gate_width, free], -1)
+    k, v = (part.unflatten(-1, (heads, rank)) for part in (raw, v))
+    if config.normalize_qk:
+        k = _unit(torch.tanh(k))
+    beta = _above(torch.sigmoid(beta).unflatten(-1, (heads, -1)), config.write_gate_floor)
+    lam = torch.sigmoid(lam).unflatten(-1, (heads, -1)) if free else 1 - beta
+    return Told(k, v, gates_from(beta, lam, config.state_update_mode))
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from deltamem.attach import AttentionSite
 from deltamem.call import Call, Directions
 from deltamem.errors import StateError
 from deltamem.layer import DeltaLayer
+from deltamem.side_by_side import MOST_TOKENS, write_side_by_side
 from deltamem.token_steps import TokenSteps
 
 _REPLAYS_KEPT = 256
@@ -66,6 +67,7 @@ class Runtime:
         self._layers = [_Layer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
         self._steps: TokenSteps | None = None
         self._stepping = False
+        self._told: list[tuple[_Layer, Tensor]] = []  # of this call, and not written yet
         self._pinned: Tensor | None = None
 
     @property
@@ -157,6 +159,9 @@ class Runtime:
         """The innermost call ended, well or not."""
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
+            if well:
+                self._write_told()
+            self._told = []
             self._call = None
             if self._stepping:
                 self._end_step(well)
@@ -207,6 +212,9 @@ class Runtime:
         entry.call.prepare(batch, tokens, hidden.device, self._segment_writes)
         if layer.weights.memory_q_proj.device != hidden.device:
             layer.weights.to(hidden.device)  # the model was moved after attaching
+        if mode == "write" and entry.call.mute and not self._segment_writes and not torch.is_grad_enabled():
+            self._tell(layer, hidden)
+            return
         with ExitStack() as stack:
             if torch.is_autocast_enabled(hidden.device.type):
                 stack.enter_context(torch.autocast(hidden.device.type, enabled=False))
@@ -242,6 +250,33 @@ class Runtime:
             return weights.write_means(means, state, call.plan.valid, self._tracing(layer)) if means.shape[1] else state
         layer.reads, state = weights.read_and_write(hidden, state, call.valid, call.written, self._tracing(layer))
         return state
+
+    # Calls in which nothing reads
+
+    def _tell(self, layer: _Layer, hidden: Tensor) -> None:
+        """Keep what the layer is to write until there is more of it."""
+        layer.reads = None
+        if self._told and self._told[0][1].device != hidden.device:
+            self._write_told()
+        with torch.autocast(hidden.device.type, enabled=False):
+            self._told.append((layer, layer.weights.told_products(hidden)))
+        if len(self._told) * hidden.shape[0] * hidden.shape[1] >= MOST_TOKENS:
+            self._write_told()
+
+    def _write_told(self) -> None:
+        told, self._told = self._told, []
+        if not told:
+            return
+        assert self._call is not None
+        layers, products = zip(*told, strict=True)
+        device = products[0].device
+        valid, written = (mask if mask is None else mask.to(device) for mask in (self._call.valid, self._call.written))
+        states = [_usable(layer.state).to(device) for layer in layers]
+        after, gates = write_side_by_side(layers[0].weights.config, products, states, valid, written)
+        for layer, state, of_layer in zip(layers, after, gates, strict=True):
+            layer.state = state
+            if self.trace is not None:
+                self.trace(layer.site.number, of_layer)
 
     # Single tokens
 

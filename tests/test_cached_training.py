@@ -75,7 +75,7 @@ def test_a_unit_holds_what_the_layers_see(passes: Passes, people: SyntheticPeopl
         expected = passes.write(write_batch(passes.form, [episode]), local_gradient=False).tensor
         for i, layer in enumerate(passes.memory.adapter):
             x = unit.hidden[i][None].float()
-            state = layer.write(layer.signals(x), torch.zeros(1, 1, 8, 8))  # type: ignore[union-attr, operator]
+            state = layer.write(layer.told(x), torch.zeros(1, 1, 8, 8))  # type: ignore[union-attr, operator]
             torch.testing.assert_close(state, expected[i], atol=0.03, rtol=0.03)  # the bank is in bfloat16
 
 

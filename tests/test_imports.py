@@ -16,7 +16,7 @@ ORDER = [
     {"recurrence"},
     {"layer", "segments"},
     {"attach"},
-    {"state", "token_steps", "call"},
+    {"state", "token_steps", "side_by_side", "call"},
     {"runtime"},
     {"adapter"},
     {"memory"},

@@ -108,7 +108,7 @@ def test_corrections_with_learned_scales(granularity: str, norm: bool) -> None:
 def test_a_call_that_only_reads_has_the_same_queries(gate: bool) -> None:
     layer = make_layer(num_state_heads=2, read_gate=gate, couple_lambda=False)
     x = torch.randn(2, 7, HIDDEN, dtype=torch.float64)
-    torch.testing.assert_close(layer.queries(x), layer.signals(x).q)
+    torch.testing.assert_close(layer.queries(x), layer.signals(x)[0])
 
 
 def test_a_shut_read_gate_reads_nothing_and_writes_all_the_same() -> None:

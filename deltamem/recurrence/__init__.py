@@ -28,7 +28,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from deltamem.recurrence.chunked import delta_rule_chunked
+from deltamem.recurrence.chunked import delta_rule_chunked, delta_write_chunked
 from deltamem.recurrence.gates import Gates, gates_from, mask_gates
 from deltamem.recurrence.naive import delta_rule_naive
 from deltamem.recurrence.step import delta_rule_step
@@ -39,6 +39,8 @@ __all__ = [
     "delta_rule_chunked",
     "delta_rule_naive",
     "delta_rule_step",
+    "delta_write",
+    "delta_write_chunked",
     "gates_from",
     "mask_gates",
     "uses_kernels",
@@ -60,6 +62,13 @@ def delta_rule(
 
         return delta_rule_kernels(q, k, v, gates, state, valid)
     return delta_rule_chunked(q, k, v, gates, state, valid)
+
+
+def delta_write(k: Tensor, v: Tensor, gates: Gates, state: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Write a sequence of which nothing reads: the state after the last token (B, H, r, r)."""
+    if k.shape[1] == 1 or uses_kernels(k, k.shape[3]):
+        return delta_rule(k, k, v, gates, state, valid)[1]
+    return delta_write_chunked(k, v, gates, state, valid)
 
 
 def uses_kernels(x: Tensor, rank: int) -> bool:

@@ -45,9 +45,30 @@ def delta_rule_chunked(
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Read and write a sequence chunk by chunk. Shapes as in the package docstring."""
-    tokens, rank = q.shape[1], q.shape[3]
+    reads, state = _in_chunks(q, k, v, gates, state, valid, chunk)
+    assert reads is not None
+    return reads, state
+
+
+def delta_write_chunked(
+    k: Tensor, v: Tensor, gates: Gates, state: Tensor, valid: Tensor | None = None, chunk: int | None = None
+) -> Tensor:
+    """Write a sequence chunk by chunk; nothing reads. The state after it."""
+    return _in_chunks(None, k, v, gates, state, valid, chunk)[1]
+
+
+def _in_chunks(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: Tensor,
+    valid: Tensor | None,
+    chunk: int | None,
+) -> tuple[Tensor | None, Tensor]:
+    tokens, rank = k.shape[1], k.shape[3]
     if not tokens:
-        return torch.zeros_like(q), state
+        return None if q is None else torch.zeros_like(q), state
     gates = mask_gates(gates, valid)
     rows = gates.write.shape[-1]  # r, or 1 where all rows of a state share their gates
     size = min(chunk or chunk_size(tokens, rows), tokens)
@@ -60,22 +81,20 @@ def delta_rule_chunked(
         chunks: Tensor = x.unflatten(1, (count, size)).permute(0, 3, 1, 2, 4)
         return chunks
 
-    q, k = cut(q)[:, :, :, None], cut(k)[:, :, :, None]  # (B, H, N, 1, C, r)
+    k = cut(k)[:, :, :, None]  # (B, H, N, 1, C, r)
     v = cut(v).unflatten(-1, (rows, rank // rows)).transpose(-3, -2)  # (B, H, N, g, C, r / g)
     erase, write = (cut(g).transpose(-1, -2)[..., None] for g in (gates.erase, gates.write))  # (B, H, N, g, C, 1)
 
     # decay: from the write of token j to the read of token t, entry: from the entry state to token t.
-    pairs, queries = k @ k.mT, q @ k.mT
+    pairs = k @ k.mT
     forgets = gates.keep is not None
     if gates.keep is not None:
         decay = _decays(cut(gates.keep, 1.0).transpose(-1, -2))  # (B, H, N, g, C + 1, C + 1)
         inner, entry = decay[..., :-1, 1:], decay[..., :-1, :1]
         last, total = decay[..., -1, 1:, None], decay[..., -1:, :1]
-        pairs, queries = pairs * inner, queries * inner
-        entry_keys, entry_queries = entry * k, entry * q
+        pairs, entry_keys = pairs * inner, entry * k
     else:
-        pairs, queries = pairs.tril(-1), queries.tril(-1)
-        entry_keys, entry_queries = k, q
+        pairs, entry_keys = pairs.tril(-1), k
     target = torch.cat([write * v, (erase * entry_keys).expand(*write.shape[:-1], rank)], -1)
     # The unit diagonal of the factors is implied, the stored one is zero.
     solved = torch.linalg.solve_triangular(erase * pairs, target, upper=False, unitriangular=True)
@@ -84,18 +103,24 @@ def delta_rule_chunked(
     kept = k * last if forgets else k
     added = own.mT @ kept  # N, (B, H, N, g, r / g, r)
     passed = -(held.mT @ kept)  # M
-    passed = passed + total * torch.eye(rank, dtype=q.dtype, device=q.device) if forgets else _plus_identity(passed)
+    passed = passed + total * torch.eye(rank, dtype=k.dtype, device=k.device) if forgets else _plus_identity(passed)
 
     entered = []
     now = state.unflatten(2, (rows, rank // rows))  # (B, H, g, r / g, r)
     for at in range(count):
         entered.append(now)
         now = now @ passed[:, :, at] + added[:, :, at]
-    before = torch.stack(entered, 2)  # (B, H, N, g, r / g, r)
+    after = now.flatten(2, 3)
+    if q is None:
+        return None, after
 
+    asked = cut(q)[:, :, :, None]
+    queries = asked @ k.mT
+    queries, entry_queries = (queries * inner, entry * asked) if forgets else (queries.tril(-1), asked)
+    before = torch.stack(entered, 2)  # (B, H, N, g, r / g, r)
     out = queries @ own + (entry_queries - queries @ held) @ before.mT  # (B, H, N, g, C, r / g)
     reads = out.transpose(-3, -2).flatten(-2).permute(0, 2, 3, 1, 4).flatten(1, 2)[:, :tokens]
-    return mask_reads(reads, valid), now.flatten(2, 3)
+    return mask_reads(reads, valid), after
 
 
 def _plus_identity(x: Tensor) -> Tensor:

@@ -98,13 +98,13 @@ class CachedStep:
         states, gates, overlaps = [], [], []
         for layer, hidden, words in zip(layers, drawn.hidden, asking, strict=True):
             x = hidden.to(device).float()
-            signals = layer.signals(x)
-            states.append(layer.write(signals, empty, valid))
-            gates.append(_gate_loss(signals.gates.write, kinds))
+            told = layer.told(x)
+            states.append(layer.write(told, empty, valid))
+            gates.append(_gate_loss(layer.write_gates(x), kinds))
             if config.read_gate:
                 for reading in (x[valid], words.to(device).float()):
                     gates[-1] = gates[-1] + _SILENT_WEIGHT * _towards(layer.read_gates(reading[None]), _SILENT)
-            keys = signals.k[rows.to(device), columns.to(device)]  # (n, H, r)
+            keys = told.k[rows.to(device), columns.to(device)]  # (n, H, r)
             crossing = torch.einsum("ahr,bhr->hab", keys, keys).square()
             overlaps.append(crossing[:, apart].mean() if apart.any() else crossing.sum() * 0)
         return (
