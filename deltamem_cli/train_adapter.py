@@ -45,7 +45,7 @@ def run_train(options: TrainOptions) -> None:
     from deltamem_cli.signals import finishing
 
     preset = chosen_preset(options)
-    changed = sorted(name for name in options.config if name not in EXTENSIONS)
+    changed = sorted(name for name in options.config if name not in (*EXTENSIONS, "num_state_heads"))
     if options.start is not None and changed:
         raise DataError("--from keeps the adapter's own configuration: leave out " + ", ".join(changed))
     team = Team(cpu=options.device == "cpu")

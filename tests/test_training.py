@@ -25,6 +25,7 @@ from deltamem.training.curves import draw_curves
 from deltamem.training.data import parse_mix
 from deltamem.training.fitting import fit_memory
 from deltamem.training.metrics import Metrics, read_metrics
+from deltamem.training.more_heads import put_heads_back
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.recipe import Recipe
 from deltamem.training.run import extended
@@ -325,3 +326,33 @@ def test_an_adapter_goes_on_with_a_base_state_that_changes_nothing_at_first(ids:
     wider.reset()
     with wider.reading(), torch.no_grad():
         assert (model(input_ids=tokens).logits - expected).abs().max() > 1e-3, "an empty state reads something now"
+
+
+@pytest.mark.parametrize("options", [{}, {"rankwise_gates": False, "read_gate": True, "base_state": True}])
+def test_heads_beside_those_an_adapter_has_leave_what_it_says_as_it_was(
+    options: dict[str, Any], ids: Callable[..., torch.Tensor]
+) -> None:
+    model = make_model()
+    plain = make_memory(model, couple_lambda=False, **options)
+    config, tokens = plain.config, ids(1, 9)
+    with plain.writing(), torch.no_grad():
+        expected = model(input_ids=tokens).logits
+    wider = extended(plain, replace(config, num_state_heads=2))
+    assert wider.config == replace(config, num_state_heads=2)
+    put_heads_back(wider, plain)
+    with wider.writing(), torch.no_grad():
+        assert (model(input_ids=tokens).logits - expected).abs().max() > 1e-3, "the new heads write and are read"
+    with torch.no_grad():
+        for layer in wider.adapter:
+            for p in "qkvo":
+                getattr(layer, f"delta_{p}_proj")[:, config.rank :] = 0
+    wider.reset()
+    with wider.writing(), torch.no_grad():
+        torch.testing.assert_close(model(input_ids=tokens).logits, expected)
+    for heads in (3, 1):
+        kept = replace(config, num_state_heads=heads)
+        if heads == 1:
+            assert extended(wider, kept) is wider, "nobody asked for fewer"
+        else:
+            with pytest.raises(DataError, match="--heads 3"):
+                extended(wider, kept)

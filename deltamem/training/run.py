@@ -21,13 +21,14 @@ from deltamem.training.checkpoints import CHECKPOINT_FILE
 from deltamem.training.curriculum import CHATS, STAGES, WaitingCurriculum
 from deltamem.training.data import parse_mix
 from deltamem.training.fitting import fit_memory
+from deltamem.training.more_heads import put_heads_back
 from deltamem.training.presets import Preset
 from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
 
 CARD_FILE = "README.md"
 EXTENSIONS = ("base_state", "read_gate_floor", "write_gate_floor")
-"""Options that an adapter can be given which was trained without them."""
+"""Options that an adapter can be given which was trained without them; state heads are another."""
 
 
 def prepare(
@@ -50,8 +51,8 @@ def prepare(
         directory: of the run.
         data: sources with weights (see `parse_mix`).
         resume: go on with the checkpoint in `directory`.
-        start: begin with this adapter, whose configuration is kept but for what `EXTENSIONS` names, and with a new
-            optimizer.
+        start: begin with this adapter, whose configuration is kept but for what `EXTENSIONS` names and for more state
+            heads, and with a new optimizer.
         checkpointing: work activations out again for the gradient, to save memory.
         tensorboard: log for TensorBoard as well.
         team: the processes that train together.
@@ -69,10 +70,12 @@ def prepare(
     limit = getattr(backbone.model.config.get_text_config(), "max_position_embeddings", None)
     mix = parse_mix(data, people, form, limit)
     model = backbone.model
+    before: DeltaMemory | None = None
     if resume and checkpoint.exists():
         memory = DeltaMemory.from_pretrained(model, directory)  # its configuration is the run's, wherever it came from
     elif start is not None:
-        memory = extended(DeltaMemory.from_pretrained(model, start), preset.config)
+        before = DeltaMemory.from_pretrained(model, start)
+        memory = extended(before, preset.config)
     else:
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
@@ -87,21 +90,40 @@ def prepare(
     trainer = Trainer(passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, report)
     if resume:
         trainer.resume()
-    elif start is None and preset.warm_start:
-        fit_memory(memory, passes, people, seed=preset.recipe.seed, report=report)
+    elif before is None or _more_heads(memory, before):
+        if preset.warm_start:
+            fit_memory(memory, passes, people, seed=preset.recipe.seed, report=report)
+        if before is not None:
+            put_heads_back(memory, before)
     return trainer
 
 
 def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
-    """The same memory with those `EXTENSIONS` that are wanted; a base state is empty at first."""
+    """The same memory with those `EXTENSIONS` that are wanted; a base state is empty at first.
+
+    With more heads than there were, its weights are fresh: `put_heads_back` is for when they are fitted.
+
+    Raises:
+        DataError: the heads that are wanted are not those that there are and as many beside each.
+    """
     given = {name: getattr(wanted, name) or getattr(memory.config, name) for name in EXTENSIONS}
+    heads, had = wanted.num_state_heads, memory.config.num_state_heads
+    if heads > 1:  # 1 is what nobody asked for
+        given["num_state_heads"] = heads
+        if heads % had or (heads > had and memory.config.writes_segments):
+            raise DataError(f"--heads {heads} can't go beside the {had} of the adapter; take a multiple of them")
     config = replace(memory.config, **given)
     if config == memory.config:
         return memory
     memory.detach()
     wider = DeltaMemory.attach(memory.model, config)
-    wider.adapter.load_state_dict(memory.adapter.state_dict(), strict=False)
+    if not _more_heads(wider, memory):
+        wider.adapter.load_state_dict(memory.adapter.state_dict(), strict=False)
     return wider
+
+
+def _more_heads(memory: DeltaMemory, before: DeltaMemory) -> bool:
+    return memory.config.num_state_heads > before.config.num_state_heads
 
 
 def write_card(directory: Path, backbone: Backbone, trainer: Trainer, command: str, results: dict[str, Any]) -> None:
