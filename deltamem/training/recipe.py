@@ -36,7 +36,8 @@ class Recipe:
         spread: weight, within it, of the overlap between keys of different facts.
         cached_steps: how many of the steps, the first ones, are on hidden states of the frozen backbone that are worked
             out once (`training/cached`).
-        bank: turns with facts that those draw from.
+        bank: turns with facts that those draw from. A turn takes 1.5 MB with 26 layers of smollm2-135m: 12,000 of them took
+            19 GB.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.
         cached_talk: most turns of small talk in one.
@@ -78,7 +79,7 @@ class Recipe:
     addressing_weight: float = 1.0
     spread: float = 2.0
     cached_steps: int = 0
-    bank: int = 12000
+    bank: int = 4000
     cached_questions: int = 64
     cached_facts: int = 8
     cached_talk: int = 8
