@@ -158,7 +158,11 @@ class DeltaLayer(nn.Module):
         if self.config.normalize_qk:
             q = _unit(torch.tanh(q))
         if self.config.read_gate:
-            opened = _above(torch.sigmoid(gate + self.read_gate_bias), self.config.read_gate_floor)
+            opened = torch.sigmoid(gate + self.read_gate_bias)
+            if self.config.read_gate_floor:
+                above = _above(opened, self.config.read_gate_floor)
+                # A gate that is shut must be able to learn to open, so the gradient passes the floor by.
+                opened = above + (above.clamp_min(0) - above).detach()
             q = q * opened.unsqueeze(-1)
         return q
 
@@ -280,7 +284,11 @@ def told_of(config: DeltaMemConfig, products: Tensor) -> Told:
     k, v = (part.unflatten(-1, (heads, rank)) for part in (raw, v))
     if config.normalize_qk:
         k = _unit(torch.tanh(k))
-    beta = _above(torch.sigmoid(beta).unflatten(-1, (heads, -1)), config.write_gate_floor)
+    beta = torch.sigmoid(beta).unflatten(-1, (heads, -1))
+    if config.write_gate_floor:
+        # No gradient passes by this floor: what opens a gate is the loss on gates. With recall's own gradient let
+        # through, the gates of small talk crept up after the floor until they erased as much as without one.
+        beta = _above(beta, config.write_gate_floor).clamp_min(0)
     lam = torch.sigmoid(lam).unflatten(-1, (heads, -1)) if free else 1 - beta
     return Told(k, v, gates_from(beta, lam, config.state_update_mode))
 
@@ -291,10 +299,5 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _above(gate: Tensor, floor: float) -> Tensor:
-    """Gates above their floor, from 0 again."""
-    if not floor:
-        return gate
-    above = (gate - floor) / (1 - floor)
-    opened = above.clamp_min(0)
-    # A gate that is shut must be able to learn to open, so the gradient passes the floor by.
-    return opened.detach() + above - above.detach() if above.requires_grad else opened
+    """How far gates are above their floor, 1 at most; below 0 where they are below it."""
+    return (gate - floor) / (1 - floor)

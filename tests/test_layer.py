@@ -139,16 +139,19 @@ def test_a_gate_below_its_floor_is_shut_and_can_learn_to_open() -> None:
         torch.testing.assert_close(layer.read(x, state), 0.5 * open_gate.read(x, state))
 
 
-def test_a_write_gate_below_its_floor_leaves_the_state_and_can_learn_to_open() -> None:
+def test_a_write_gate_below_its_floor_leaves_the_state_and_recall_does_not_open_it() -> None:
     layer = make_layer(write_gate_floor=0.3)
     x, state = torch.randn(1, 6, HIDDEN, dtype=torch.float64), torch.randn(1, 1, 4, 4, dtype=torch.float64)
     with torch.no_grad():
         layer.beta_proj.zero_()
-        layer.beta_bias.fill_(math.log(0.25 / 0.75))
-    _, after = layer.read_and_write(x, state)
-    assert (after == state).all()
-    after.sum().backward()
-    assert layer.beta_bias.grad is not None and (layer.beta_bias.grad != 0).all()
+    for gate, opens in ((0.25, False), (0.35, True)):
+        with torch.no_grad():
+            layer.beta_bias.fill_(math.log(gate / (1 - gate)))
+        layer.beta_bias.grad = None
+        _, after = layer.read_and_write(x, state)
+        assert bool((after != state).any()) is opens
+        after.sum().backward()
+        assert layer.beta_bias.grad is not None and bool((layer.beta_bias.grad != 0).any()) is opens
 
 
 def test_a_token_that_is_not_written_reads_all_the_same() -> None:

@@ -36,8 +36,8 @@ class Recipe:
         spread: weight, within it, of the overlap between keys of different facts.
         cached_steps: how many of the steps, the first ones, are on hidden states of the frozen backbone that are worked
             out once (`training/cached`).
-        bank: turns with facts that those draw from. A turn takes 1.5 MB with 26 layers of smollm2-135m: 12,000 of them took
-            19 GB.
+        bank: turns with facts that those draw from. A turn takes 1.5 MB with 26 layers of smollm2-135m: 12,000 of them
+            took 19 GB.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.
         cached_talk: most turns of small talk in one.
