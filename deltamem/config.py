@@ -80,7 +80,7 @@ class DeltaMemConfig:
         read_gate_floor: a read gate no wider open than this is shut, and one that is wider is as much less so: where
             nothing is asked for, the reply is then the frozen backbone's to the last bit. Not in the paper.
         write_gate_floor: the same for write gates: a token that tells nothing then writes nothing, and takes nothing of
-            what was told before with it. Not in the paper.
+            what was told before with it. In training only the losses on gates open one that is shut. Not in the paper.
         reads: which tokens read: ``all``, or those of a ``reply`` alone and the one before it. What a user says is
             then written, and asked, as the frozen backbone reads it. Not in the paper.
         base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
