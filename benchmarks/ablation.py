@@ -108,7 +108,7 @@ def main() -> None:
     """Train, evaluate and write the table, which is complete as far as it got after every run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="smollm2-135m")
-    parser.add_argument("--start", default="smollm2-135m-v7", help="the adapter all runs begin with")
+    parser.add_argument("--start", default="smollm2-135m-v6", help="the adapter all runs begin with")
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--questions", type=int, default=48, help="per figure")
     parser.add_argument("--seed", type=int, default=5)
