@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -28,6 +29,9 @@ class Team:
             from accelerate import Accelerator
 
             self._accelerator = Accelerator(cpu=cpu)
+            # Left to the interpreter's end, the group's threads are torn down while they run: now and then a process
+            # that had done all its work was aborted there.
+            atexit.register(self._accelerator.end_training)
 
     @property
     def size(self) -> int:
