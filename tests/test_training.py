@@ -63,7 +63,7 @@ def few_people() -> SyntheticPeople:
 
 
 def make_trainer(directory: Path, tokenizer: Any, people: SyntheticPeople, **options: Any) -> Trainer:
-    memory = make_memory(make_model().requires_grad_(False), state_update_mode="no_lambda")
+    memory = make_memory(make_model().requires_grad_(False), state_update_mode="no_lambda", read_gate=True)
     recipe = Recipe(**{"steps": 6, "batch": 3, "questions": 4, "warmup": 2, "ordinary": 1, "reply_tokens": 2,
                        "eval_every": 100, "save_every": 3, "seed": 1} | options)  # fmt: skip
     return Trainer(Passes(memory, ChatFormat.of(tokenizer)), recipe, directory, people, team=Team(cpu=True))
@@ -170,7 +170,13 @@ def gradients(tokenizer: Any, directory: Path, **options: Any) -> tuple[dict[str
     return parts, {n: p.grad.clone() for n, p in trainer.parameters.items() if p.grad is not None}
 
 
-EVERYTHING = {"ordinary": 3, "distill_weight": 0.5, "sparsity_weight": 2.0, "addressing_weight": 0.7}
+EVERYTHING = {
+    "ordinary": 3,
+    "distill_weight": 0.5,
+    "sparsity_weight": 2.0,
+    "addressing_weight": 0.7,
+    "silence_weight": 0.4,
+}
 
 
 def test_a_step_in_parts_is_the_whole_step(tmp_path: Path, tokenizer: Any) -> None:
@@ -190,6 +196,18 @@ def test_every_part_of_the_objective_has_its_weight(tmp_path: Path, tokenizer: A
         parts, others = gradients(tokenizer, tmp_path, **none | {f"{name}_weight": weight})
         assert parts["loss"] == pytest.approx(bare["value"] + weight * parts[name], rel=1e-4)
         assert parts[name] > 0 and any(not torch.allclose(others[n], g) for n, g in grads.items())
+
+
+def test_silence_shuts_read_gates_in_ordinary_talk_and_touches_nothing_else(tmp_path: Path, tokenizer: Any) -> None:
+    others = {"addressing_weight": 0.0, "ordinary": 3}
+    bare, without = gradients(tokenizer, tmp_path, **others)
+    parts, grads = gradients(tokenizer, tmp_path, **others, silence_weight=0.5)
+    assert parts["loss"] == pytest.approx(bare["loss"] + 0.5 * parts["silence"], rel=1e-4)
+    for name, grad in grads.items():
+        if name.endswith("read_gate_bias"):
+            assert (grad > without[name]).all(), "a step against the gradient shuts the gate"
+        elif "read_gate" not in name:
+            torch.testing.assert_close(grad, without[name])
 
 
 def test_the_gradient_goes_back_through_so_many_windows(tmp_path: Path, tokenizer: Any) -> None:

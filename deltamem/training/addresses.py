@@ -15,6 +15,7 @@ from deltamem.training.addressing import AddressingLoss, Places, addressing_loss
 from deltamem.training.fitting import stacked_weights
 from deltamem.training.recorder import Name, Recorder, asking_places, told_names
 from deltamem.training.team import Team
+from deltamem.training.warm_start import delta_layers
 
 _EVERY = 4
 """Of the tokens that neither tell nor ask, one in so many is looked at."""
@@ -51,7 +52,8 @@ class Addresses:
     @contextmanager
     def idle(self, batch: ReadBatch) -> Iterator[None]:
         """While something is read that has nothing to do with what was told."""
-        with self._record("other_read", _sample(batch.valid)):
+        places = _sample(batch.valid)
+        with self._record("other_read", places), self._record("idle", places):
             yield
 
     @contextmanager
@@ -65,15 +67,15 @@ class Addresses:
         states, names = {k: torch.cat(v, dim=1).cpu() for k, v in self._states.items()}, self._names
         shared = team.gather((states, names))
         device = self._memory.parameters()[0].device
-        kinds = ("told", "other_written", "asking", "other_read")
+        kinds = ("told", "other_written", "asking", "other_read", "idle")
         self._states = {k: [s[k].to(device) for s, _ in shared if k in s] for k in kinds}
         self._names = {k: [name for _, n in shared for name in n[k]] for k in ("told", "asking")}
 
     def loss(self) -> AddressingLoss | None:
         """The loss over everything gathered; None where nothing was told that is asked for."""
-        if not all(self._states.values()):
+        joined = {kind: torch.cat(parts, dim=1) for kind, parts in self._states.items() if parts}
+        if not joined.keys() >= {"told", "other_written", "asking", "other_read"}:
             return None
-        joined = {kind: torch.cat(parts, dim=1) for kind, parts in self._states.items()}
         numbers: dict[Hashable, int] = {}
         told, asking = (classes(self._names[k], numbers).to(joined[k].device) for k in ("told", "asking"))
         if not torch.isin(asking, told).any() or len(torch.unique(told)) < 2:
@@ -87,6 +89,13 @@ class Addresses:
         """Logits of the write gates at the tokens that were written, those of values and some of the others."""
         written = torch.cat([*self._states["told"], *self._states["other_written"]], dim=1)
         return stacked_weights(self._memory).gates(written)
+
+    def reading(self) -> Tensor | None:
+        """How far read gates stand open, (L, N, H), where nothing is to be read; None where there are none."""
+        if not self._memory.config.read_gate or not self._states.get("idle"):
+            return None
+        idle = torch.cat(self._states["idle"], dim=1)
+        return torch.stack([layer.read_gates(x) for layer, x in zip(delta_layers(self._memory), idle, strict=True)])
 
 
 def _sample(places: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from deltamem.episodes.batches import ReadBatch
 
+SILENT = 2e-3
+"""Read gate wanted where nothing is to be read."""
+
 
 class Answers(NamedTuple):
     """Losses of the answers to a batch of questions.
@@ -51,3 +54,8 @@ def contrast(own: Tensor, other: Tensor) -> Tensor:
 def sparsity(gates: Tensor, target: float) -> Tensor:
     """Squared distance of the mean write gate from a target."""
     return (torch.sigmoid(gates).mean() - target).square()
+
+
+def towards(gates: Tensor, wanted: float) -> Tensor:
+    """Mean binary cross-entropy of gates, 0 to 1, against what is wanted of them."""
+    return F.binary_cross_entropy(gates.clamp(1e-6, 1 - 1e-6), torch.full_like(gates, wanted))

@@ -55,6 +55,7 @@ PRESETS: dict[str, Preset] = {
             addressing_weight=0.3,
             ordinary=6,
             ordinary_weight=2.0,
+            silence_weight=1.0,
             mark=0.65,
         ),
     ),

@@ -47,6 +47,8 @@ class Recipe:
         contrast_weight: weight of telling the right state from another conversation's and from an empty one.
         sparsity_weight: weight of the squared distance of the mean write gate from `gate_target`.
         gate_target: see `sparsity_weight`.
+        silence_weight: weight of read gates being shut in ordinary talk. Recall's gradient opens them past their floor
+            otherwise, step by step, until memory is read in all that is said.
         reply_tokens: length of the backbone's own replies that are put into histories.
         seed: of everything random.
         local_gradient: let the gradient reach the writer through the state alone (see `DeltaMemory.writing`).
@@ -89,6 +91,7 @@ class Recipe:
     contrast_weight: float = 0.0
     sparsity_weight: float = 0.0
     gate_target: float = 0.02
+    silence_weight: float = 0.0
     reply_tokens: int = 20
     seed: int = 0
     local_gradient: bool = True

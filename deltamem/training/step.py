@@ -21,7 +21,7 @@ from deltamem.evaluation.histories import windows
 from deltamem.evaluation.ordinary import divergence
 from deltamem.state import MemoryState
 from deltamem.training.addresses import Addresses
-from deltamem.training.objective import answer_losses, contrast, sparsity
+from deltamem.training.objective import SILENT, answer_losses, contrast, sparsity, towards
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.recipe import Recipe
 from deltamem.training.team import Team
@@ -67,7 +67,8 @@ class TrainingStep:
         batches = [[read_batch(self._passes.form, bucket) for bucket in buckets] for _, buckets, _ in work]
         counts = self._counts([b for part in batches for b in part])
         sums: dict[str, float] = {}
-        addresses = Addresses(self._passes.memory) if recipe.addressing_weight or recipe.sparsity_weight else None
+        watched = recipe.addressing_weight or recipe.sparsity_weight or recipe.silence_weight
+        addresses = Addresses(self._passes.memory) if watched else None
         for (part, buckets, mine_ordinary), reads in zip(work, batches, strict=True):
             told = [episodes[i] for i in part]
             state = self._write(told, addresses)
@@ -99,6 +100,7 @@ class TrainingStep:
             "contrast": self._recipe.contrast_weight,
             "addressing": self._recipe.addressing_weight,
             "sparsity": self._recipe.sparsity_weight,
+            "silence": self._recipe.silence_weight,
         }
         found["loss"] = sum(weights.get(name, 0.0) * value for name, value in found.items())
         found["accuracy"] = right / counts["value"] if counts["value"] else 0.0
@@ -203,6 +205,11 @@ class TrainingStep:
             distance = sparsity(addresses.gates(), recipe.gate_target) * share
             loss = loss + recipe.sparsity_weight * distance
             sums["sparsity"] = float(distance.detach())
+        reading = addresses.reading() if recipe.silence_weight else None
+        if reading is not None:
+            opened = towards(reading, SILENT) * share
+            loss = loss + recipe.silence_weight * opened
+            sums["silence"] = float(opened.detach())
         if loss.requires_grad:
             loss.backward()
 
