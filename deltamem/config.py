@@ -23,11 +23,19 @@ _CHOICES = {
     "state_update_mode": ("standard", "lambda_outside", "no_lambda"),
     "output_init": ("zero", "random", "base_slice", "base_slice_fixed"),
     "reads": ("all", "reply"),
+    "corrections": ("own", "last"),
     "delta_scale_granularity": ("layer", "head"),
     "delta_scale_parameterization": ("alpha_over_rank",),
 }
 
-_OURS = {"read_gate": False, "read_gate_floor": 0.0, "write_gate_floor": 0.0, "reads": "all", "base_state": False}
+_OURS = {
+    "read_gate": False,
+    "read_gate_floor": 0.0,
+    "write_gate_floor": 0.0,
+    "reads": "all",
+    "corrections": "own",
+    "base_state": False,
+}
 """Options that the published code does not know, and what leaves them out."""
 
 _RETIRED: dict[str, Any] = {
@@ -83,6 +91,9 @@ class DeltaMemConfig:
             what was told before with it. In training only the losses on gates open one that is shut. Not in the paper.
         reads: which tokens read: ``all``, or those of a ``reply`` alone and the one before it. What a user says is
             then written, and asked, as the frozen backbone reads it. Not in the paper.
+        corrections: where those of o are added: to each layer's ``own`` attention output, or all of them to the
+            ``last`` adapted layer's. Every hidden state that something is written or asked from then stays the frozen
+            backbone's, whatever is in the memory. Not in the paper.
         base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
             empty state can be learned, and does not wear off. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
@@ -116,6 +127,7 @@ class DeltaMemConfig:
     read_gate_floor: float = 0.0
     write_gate_floor: float = 0.0
     reads: str = "all"
+    corrections: str = "own"
     base_state: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
@@ -158,6 +170,8 @@ class DeltaMemConfig:
         if not self.couple_lambda and self.state_update_mode == "no_lambda":
             # Nothing would read the gate, so a file that says so was not meant for this mode.
             raise ConfigError("state_update_mode no_lambda has no use for couple_lambda false")
+        if self.corrections == "last" and (self.delta_heads != ("o",) or self.delta_o_rmsnorm):
+            raise ConfigError("corrections last takes delta_heads [o] alone, without delta_o_rmsnorm")
         for name in ("read_gate_floor", "write_gate_floor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")

@@ -109,6 +109,11 @@ class DeltaMemory:
         """The adapter's parameters, which are all there is to train."""
         return list(self.adapter.parameters())
 
+    @property
+    def last_block(self) -> nn.Module:
+        """The decoder layer around the last adapted attention."""
+        return self._sites[-1].block
+
     # State
 
     @property
@@ -249,11 +254,12 @@ class DeltaMemory:
         self._runtime.show_gates(gates)
 
     def _put_hooks(self) -> None:
-        runtime, bent = self._runtime, self.config.delta_heads
+        runtime, at_last = self._runtime, self.config.corrections == "last"
         decoder = getattr(self.model, "base_model", None)
         for module in {id(m): m for m in (self.model, decoder) if isinstance(m, nn.Module)}.values():
             self._hooks.on_call(module, self._begin, runtime.end)
         for i, site in enumerate(self._sites):
+            bent = self.config.delta_heads if not at_last or i == len(self._sites) - 1 else ()
             self._hooks.on_attention(site, partial(runtime.enter_attention, i), partial(runtime.bend, i), bent)
 
     def _begin(self, attention_mask: Any) -> None:

@@ -63,6 +63,7 @@ class Runtime:
         self._depth = 0
         config = weights[0].config
         self._segment_writes = config.writes_segments
+        self._at_last = config.corrections == "last"
         self._shape = (config.num_state_heads, config.rank, config.rank)
         self._layers = [_Layer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
         self._steps: TokenSteps | None = None
@@ -176,6 +177,9 @@ class Runtime:
         if self._call is None:
             self.recall(i, hidden)
         elif getattr(layer.site.block, "gradient_checkpointing", False):
+            if self._at_last:
+                # The last layer is worked out again before those whose reads it adds.
+                raise StateError("corrections at the last layer can't be checkpointed; switch checkpointing off")
             key = hidden.data_ptr()
             layer.replays[key] = _Entry(self._call, layer.state, self.segment_counts is not None)
             layer.replays.move_to_end(key)
@@ -343,11 +347,11 @@ class Runtime:
         if self._stepping:
             assert self._steps is not None
             return self._steps.correct(i, projection, output)
-        layer = self._layers[i]
-        reads = layer.reads
-        if reads is None:
-            return output
-        return output + layer.weights.correction(projection, reads).to(output.dtype)
+        for layer in self._layers if self._at_last else self._layers[i : i + 1]:
+            if layer.reads is not None:
+                correction = layer.weights.correction(projection, layer.reads)
+                output = output + correction.to(dtype=output.dtype, device=output.device)
+        return output
 
 
 def _usable(state: Tensor) -> Tensor:

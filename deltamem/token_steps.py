@@ -57,6 +57,8 @@ class TokenSteps:
             p: [getattr(layer, f"delta_{p}_proj").detach().numpy() for layer in layers] for p in config.delta_heads
         }
         self._scale = config.alpha / rank
+        if config.corrections == "last":
+            self._corrections = {"o": [np.concatenate(self._corrections["o"], axis=1)]}
         self._base = _fuse(layers, ["base_state"]) if config.base_state else None
         self._with_base: tuple[Array, Array] | None = None  # the states, and what is read where they are
         self._reads: list[tuple[Array, float] | None] = [None] * len(layers)
@@ -130,14 +132,23 @@ class TokenSteps:
 
     def correct(self, i: int, projection: str, output: Tensor) -> Tensor:
         """A projection's output with what was read added."""
-        found = self._reads[i]
+        found, at = (self._together(), 0) if self._config.corrections == "last" else (self._reads[i], i)
         if found is None:
             return output
         reads, scale = found
-        delta = torch.from_numpy(self._corrections[projection][i].dot(reads))
+        delta = torch.from_numpy(self._corrections[projection][at].dot(reads))
         if output.dtype != torch.float32:
             delta = delta.to(output.dtype)
         return torch.add(output, delta, alpha=scale)
+
+    def _together(self) -> tuple[Array, float] | None:
+        """What all layers read, one after the other; None where none did."""
+        if not any(self._reads):
+            return None
+        heads, rank = self._heads
+        nothing = np.zeros(heads * rank, np.float32)
+        parts = [nothing if found is None else found[0] * np.float32(found[1]) for found in self._reads]
+        return np.concatenate(parts), 1.0
 
     def keep(self, x: Tensor) -> None:
         """The next layer's hidden states are to be written when the token is through."""

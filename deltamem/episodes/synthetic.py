@@ -44,6 +44,7 @@ class Difficulty:
         others: share of facts that are about somebody else.
         lists: share of values that are two things.
         sessions: share of histories that are told in two sessions.
+        families: relations made from nouns and phrasings that go with all of them are in play as well.
     """
 
     pool: int = 1 << 20
@@ -61,6 +62,7 @@ class Difficulty:
     others: float = 0.0
     lists: float = 0.0
     sessions: float = 0.0
+    families: bool = False
 
 
 class SyntheticPeople:
@@ -74,6 +76,7 @@ class SyntheticPeople:
 
     Attributes:
         relations: those used for training.
+        families: more of them, which differ in a noun alone; some say the same in other words.
         heldout_relations: those that never are.
         ordinary: prompts on which memory is to change nothing, by split.
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
@@ -95,6 +98,7 @@ class SyntheticPeople:
             for r in data["relations"]
         ]
         self.relations = [r for r in relations if not r.heldout]
+        self.families = [relation for family in _data("families.json") for relation in _family(family)]
         self.heldout_relations = [r for r in relations if r.heldout]
         self.ordinary: dict[Split, list[str]] = _data("ordinary.json")
         talk = _data("small_talk.json")
@@ -143,6 +147,8 @@ class SyntheticPeople:
             values: split of the values.
         """
         relations = self.heldout_relations if new_relations else self.relations[: difficulty.relations]
+        if difficulty.families and not new_relations:
+            relations = self._one_of_each(rng, relations)
         if facts is None and difficulty.nothing and rng.random() < difficulty.nothing:
             facts, difficulty = 0, replace(difficulty, unknown=1.0, noted=0.0)
         count = facts if facts is not None else rng.randint(1, difficulty.facts)
@@ -156,6 +162,12 @@ class SyntheticPeople:
         if difficulty.sessions and len(history) > 1 and rng.random() < difficulty.sessions:
             breaks = (rng.randint(1, len(history) - 1),)
         return Episode(tuple(history), tuple(self._windows(rng, questions, difficulty)), breaks=breaks)
+
+    def _one_of_each(self, rng: random.Random, relations: list[Relation]) -> list[Relation]:
+        """The relations and those of the families, one of each id: the same thing is told in one episode once."""
+        offered = [*relations, *self.families]
+        rng.shuffle(offered)
+        return list({relation.id: relation for relation in offered}.values())
 
     # What is told
 
@@ -339,6 +351,15 @@ class SyntheticPeople:
                 self.replies.setdefault(fact.relation.id, []).append(words.replace(fact.value, "{v}"))
         self.small_talk = self.small_talk + [Turn(q.text, q.answer) for q in ordinary]
         return ordinary
+
+
+def _family(data: dict[str, Any]) -> list[Relation]:
+    made = []
+    for noun in data["nouns"]:
+        said = {k: tuple(p.replace("{n}", noun) for p in data[k]) for k in ("statements", "questions")}
+        mine, answer = data["possessed"].replace("{n}", noun), data["answer"].replace("{n}", noun)
+        made.append(Relation(mine.replace(" ", "_"), data["kind"], said["statements"], said["questions"], answer, mine))
+    return made
 
 
 def _data(name: str) -> Any:

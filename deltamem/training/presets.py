@@ -29,6 +29,37 @@ _CACHED = Preset(
     curriculum=True,
 )
 
+# Nothing that is told or asked moves a hidden state before the last layer, so no step needs a call of the backbone.
+_PLACES = Preset(
+    replace(_CACHED.config, read_gate_floor=0.5, write_gate_floor=0.5, base_state=True, corrections="last"),
+    Recipe(
+        steps=4000,
+        cached_steps=4000,
+        bank=4000,
+        cached_questions=192,
+        cached_facts=16,
+        learning_rate=3e-3,
+        fitted_rate=1.0,
+        value_rate=2.0,
+        gate_rate=1.0,
+        output_rate=2.0,
+        base_rate=5.0,
+        betas=(0.9, 0.98),
+        warmup=20,
+        decay=1.0,
+        clip=5.0,
+        start_weight=0.5,
+        rest_weight=0.3,
+        spread=0.2,
+        ordinary_weight=0.3,
+        silence_weight=0.3,
+        eval_every=1000,
+        save_every=500,
+    ),
+    warm_start=True,
+    curriculum=True,
+)
+
 PRESETS: dict[str, Preset] = {
     "deltamem": Preset(
         DeltaMemConfig(delta_heads=("q", "o"), state_update_mode="no_lambda", output_init="base_slice"),
@@ -37,6 +68,7 @@ PRESETS: dict[str, Preset] = {
         curriculum=True,
     ),
     "cached": _CACHED,
+    "places": _PLACES,
     # What an adapter of the one above is carried on with, through the whole backbone: it wants --from.
     "continued": replace(
         _CACHED,

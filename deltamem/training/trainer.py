@@ -23,6 +23,8 @@ from deltamem.training.data import Made, Mix
 from deltamem.training.heldout import heldout_recall
 from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
+from deltamem.training.places.bank import build_bank as build_places
+from deltamem.training.places.step import PlacesStep
 from deltamem.training.recipe import Recipe
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
@@ -164,13 +166,16 @@ class Trainer:
         if self.step % recipe.save_every:
             self.save()
 
-    def _cached_step(self, ordinary: OrdinaryTalk | None) -> CachedStep:
+    def _cached_step(self, ordinary: OrdinaryTalk | None) -> CachedStep | PlacesStep:
         recipe = self.recipe
         asked = ordinary.questions if ordinary is not None else []
+        if self.passes.memory.config.corrections == "last":
+            places = build_places(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
+            return PlacesStep(self.passes, recipe, places, self.team)
         bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
         return CachedStep(self.passes, recipe, bank, ordinary, self.team)
 
-    def _one_step(self, step: TrainingStep, cached: CachedStep | None) -> StepReport:
+    def _one_step(self, step: TrainingStep, cached: CachedStep | PlacesStep | None) -> StepReport:
         recipe = self.recipe
         began = time.monotonic()
         # All randomness of a step comes from its number, so a resumed run is the unbroken one.

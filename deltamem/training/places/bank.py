@@ -1,0 +1,250 @@
+"""The bank: told values, and places where something is to be said, as the frozen backbone sees them."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
+from deltamem.episodes.episode import Episode, Question
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.training.places.tail import Tail
+from deltamem.training.recorder import Recorder
+
+DIFFICULTY = Difficulty(
+    facts=4,
+    small_talk=2,
+    long_values=0.4,
+    corrections=0.15,
+    unknown=0.25,
+    noted=0.3,
+    reworded=0.3,
+    earlier=0.2,
+    others=0.15,
+    lists=0.04,
+    families=True,
+)
+"""Of the episodes that places are taken from."""
+_BATCH = 24
+_OTHERS = 0.06
+"""Share of the tokens that tell nothing that is kept, for the write gates."""
+_LIKELY = 8
+"""Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
+
+Report = Callable[[str, float], None]
+
+
+class Topic(NamedTuple):
+    """What a fact is about: a relation, and whose it is ("" for the user's own)."""
+
+    relation: str
+    owner: str
+
+
+@dataclass
+class Fact:
+    """Something told and how it is asked for.
+
+    Attributes:
+        topic: what it is about.
+        told: numbers of the bank's `told` tokens, in the order they are written; none where nothing was told.
+        asked: numbers of the bank's places at which a reply about it is to go on.
+    """
+
+    topic: Topic
+    told: list[int] = field(default_factory=list)
+    asked: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """What steps draw from; hidden states are (layers, n, hidden size), as they enter the adapted layers.
+
+    Attributes:
+        facts: told and asked about.
+        unknown: asked about, and never told.
+        told: tokens of values.
+        other: tokens that were written and tell nothing.
+        places: tokens after which a reply goes on.
+        residuals: (n, hidden size) of `places`, in the last layer after its attention.
+        targets: (n,) of `places`, the token that is to come.
+        values: (n,) of `places`, true where that is part of what had to be remembered.
+        starts: (n,) of `places`, true where it begins a reply.
+        idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
+        idle_residuals: their residuals.
+        candidates: token ids among which a target is told apart.
+        unsaid: the token that comes where a value is not known.
+    """
+
+    facts: Sequence[Fact]
+    unknown: Sequence[Fact]
+    told: Tensor
+    other: Tensor
+    places: Tensor
+    residuals: Tensor
+    targets: Tensor
+    values: Tensor
+    starts: Tensor
+    idle: Tensor
+    idle_residuals: Tensor
+    candidates: Tensor
+    unsaid: int
+
+
+def build_bank(
+    passes: Passes,
+    people: SyntheticPeople,
+    ordinary: Sequence[Question],
+    episodes: int,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Bank:
+    """Run everything through the frozen backbone once.
+
+    Args:
+        passes: runs it; the memory's corrections go to the last layer.
+        people: makes what is told.
+        ordinary: prompts with the frozen replies.
+        episodes: how many are told; one takes about 1 MB with 26 layers of smollm2-135m.
+        seed: of everything random.
+        report: called with what is being done and the share done.
+    """
+    say = report or (lambda _what, _share: None)
+    rng = random.Random(f"places-{seed}")
+    made = [people.episode(rng, DIFFICULTY, "train") for _ in range(episodes)]
+    made.sort(key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history))
+    builder = _Builder(passes, torch.Generator().manual_seed(seed))
+    for start in range(0, episodes, _BATCH):
+        builder.add(made[start : start + _BATCH])
+        say("reading what is told and asked", start / episodes)
+    for start in range(0, len(ordinary), _BATCH):
+        builder.leave_alone(ordinary[start : start + _BATCH])
+        say("reading ordinary talk", start / len(ordinary))
+    return builder.bank()
+
+
+class _Builder:
+    def __init__(self, passes: Passes, generator: torch.Generator) -> None:
+        self._passes, self._generator = passes, generator
+        self._tail = Tail(passes.memory)
+        self._facts: list[Fact] = []
+        self._hidden: dict[str, list[Tensor]] = {k: [] for k in ("told", "other", "places", "idle")}
+        self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("places", "idle")}
+        self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "starts")}
+        self._ids: list[Tensor] = []
+        self._counts = {"told": 0, "places": 0}
+        self._unsaid: Counter[int] = Counter()
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        facts: list[dict[int, Fact]] = []
+        for episode in episodes:
+            own = {n: Fact(_topic(q)) for n, q in enumerate(episode.asked, 1) if q.kind != "ordinary"}
+            self._facts += own.values()
+            facts.append(own)
+        self._tell(episodes, facts)
+        asked = [(i, q) for i, episode in enumerate(episodes) for q in episode.questions]
+        asked.sort(key=lambda pair: len(pair[1].text))
+        for start in range(0, len(asked), _BATCH):
+            self._ask(episodes, asked[start : start + _BATCH], facts)
+
+    def _tell(self, episodes: Sequence[Episode], facts: Sequence[dict[int, Fact]]) -> None:
+        batch = write_batch(self._passes.form, episodes)
+        told = batch.values > 0
+        some = torch.rand(told.shape, generator=self._generator) < _OTHERS
+        # A value that was corrected later is marked as nobody's, and is no token that tells nothing.
+        plain = torch.tensor([all(q.kind != "corrected" for q in e.asked) for e in episodes])
+        with (
+            torch.no_grad(),
+            self._passes.memory.disabled(),
+            self._record("told", told),
+            self._record("other", batch.written & ~told & some & plain[:, None]),
+        ):
+            self._passes.run(batch)
+        self._ids.append(batch.ids[told])
+        for i, t in told.nonzero().tolist():
+            fact = facts[i][int(batch.values[i, t])]
+            fact.told.append(self._counts["told"])
+            self._counts["told"] += 1
+        for episode, own in zip(episodes, facts, strict=True):
+            for n, noted in ((n, q) for n, q in enumerate(episode.asked, 1) if q.kind == "noted"):
+                # The reply to a statement is made when it has been written.
+                said = [m for m, q in enumerate(episode.asked, 1) if q.value and q.value in noted.text and m in own]
+                own[n].told = sorted(token for m in said for token in own[m].told)
+
+    def _ask(
+        self, episodes: Sequence[Episode], asked: Sequence[tuple[int, Question]], facts: Sequence[dict[int, Fact]]
+    ) -> None:
+        batch = read_batch(self._passes.form, asked)
+        counts = batch.targets != -100
+        self._read("places", batch)
+        self._marks["targets"].append(batch.targets[counts])
+        self._marks["values"].append(batch.values[counts] > 0)
+        self._marks["starts"].append((batch.starts & (batch.values == 0))[counts])
+        for n, (i, window) in enumerate(asked):
+            asks = [q for q in (*window.earlier, window) if q.kind != "ordinary"]
+            at = -1
+            for k in counts[n].nonzero()[:, 0].tolist():
+                # Targets of one answer follow each other; between two answers there are positions without.
+                at += k == 0 or not bool(counts[n, k - 1])
+                question = asks[min(at, len(asks) - 1)]
+                fact = facts[i][episodes[i].asked.index(question) + 1]
+                fact.asked.append(self._counts["places"])
+                self._counts["places"] += 1
+                if question.kind == "unknown" and batch.values[n, k] > 0 and not (k and batch.values[n, k - 1] > 0):
+                    self._unsaid[int(batch.targets[n, k])] += 1
+
+    def leave_alone(self, questions: Sequence[Question]) -> None:
+        self._read("idle", read_batch(self._passes.form, [(0, q) for q in questions]))
+
+    def _read(self, kind: str, batch: ReadBatch) -> None:
+        places = torch.zeros_like(batch.valid)
+        places[:, -batch.targets.shape[1] :] = batch.targets != -100
+        with torch.no_grad(), self._record(kind, places), self._tail.record(places, self._residuals[kind]):
+            self._passes.read(batch, None)
+
+    @contextmanager
+    def _record(self, kind: str, places: Tensor) -> Iterator[None]:
+        with Recorder(self._passes.memory, places, torch.bfloat16) as seen:
+            yield
+        self._hidden[kind].append(seen.stacked().cpu())
+
+    def bank(self) -> Bank:
+        hidden = {}
+        for kind in list(self._hidden):  # one at a time: together they are half of what is in memory
+            hidden[kind] = torch.cat(self._hidden.pop(kind), dim=1)
+        residuals = {kind: torch.cat(parts) for kind, parts in self._residuals.items()}
+        targets, values, starts = (torch.cat(self._marks[k]) for k in ("targets", "values", "starts"))
+        likely = [
+            self._tail(part.to(self._passes.device)).topk(_LIKELY).indices.flatten().cpu()
+            for part in residuals["places"][values].split(512)
+        ]
+        candidates = torch.unique(torch.cat([targets, *self._ids, *likely]))
+        return Bank(
+            [f for f in self._facts if f.told and f.asked],
+            [f for f in self._facts if not f.told and f.asked],
+            hidden["told"],
+            hidden["other"],
+            hidden["places"],
+            residuals["places"],
+            targets,
+            values,
+            starts,
+            hidden["idle"],
+            residuals["idle"],
+            candidates,
+            max(self._unsaid, key=self._unsaid.__getitem__, default=int(candidates[0])),
+        )
+
+
+def _topic(question: Question) -> Topic:
+    """Whose it is stands at the head of an answer about somebody else ("Anna's dog is ...")."""
+    owner = question.answer.partition("'s ")[0] if "'s " in question.answer.partition(question.value or "\0")[0] else ""
+    return Topic(question.topic, owner)

@@ -1,0 +1,159 @@
+"""One step on places: write what was drawn, read at the places, and work out gradients."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem.episodes.passes import Passes
+from deltamem.layer import DeltaLayer
+from deltamem.side_by_side import write_side_by_side
+from deltamem.training.objective import SILENT, towards
+from deltamem.training.places.bank import Bank
+from deltamem.training.places.draw import Drawing, Drawn
+from deltamem.training.places.tail import Tail
+from deltamem.training.recipe import Recipe
+from deltamem.training.team import Team
+from deltamem.training.warm_start import delta_layers
+
+_OPEN, _SHUT = 0.95, 1e-3
+"""Write gates wanted on tokens of values, and on others."""
+_SHUT_WEIGHT = 4.0
+_LOOKED_AT = 256
+"""Tokens that tell nothing, and that ask for nothing, in a step."""
+_FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
+
+
+class PlacesStep:
+    """Works out gradients on the bank. It has the face of `CachedStep`.
+
+    Args:
+        passes: backbone and memory; the memory's corrections go to the last layer.
+        recipe: weights of the losses, and sizes.
+        bank: what is drawn from.
+        team: the processes that train together.
+    """
+
+    def __init__(self, passes: Passes, recipe: Recipe, bank: Bank, team: Team) -> None:
+        self._passes, self._recipe, self._bank, self._team = passes, recipe, bank, team
+        self._drawing = Drawing(bank)
+        self._tail = Tail(passes.memory)
+        self._candidates = bank.candidates.to(passes.device)
+        numbers = torch.full((int(bank.candidates.max()) + 1,), -1)
+        numbers[bank.candidates] = torch.arange(len(bank.candidates))
+        self._number = numbers
+
+    def backward(self, rng: random.Random) -> dict[str, float]:
+        """Add the gradient of the whole batch's loss to the parameters, the same in every process.
+
+        Returns:
+            As `CachedStep.backward` does.
+        """
+        recipe, team, bank = self._recipe, self._team, self._bank
+        facts = rng.choice([n for n in _FACTS if n <= recipe.cached_facts])
+        drawn = self._drawing.histories(
+            rng, facts, max(4, recipe.cached_questions // facts), 0.15, recipe.cached_questions
+        )
+        state, gates, overlap = self._write(drawn, self._some(rng, bank.other))
+        values, starts = bank.values[drawn.places], bank.starts[drawn.places]
+        kinds = (values, starts & ~values, ~values & ~starts)
+        mine = torch.tensor(team.share(range(len(drawn.places))), dtype=torch.long)
+        places, rows = drawn.places[mine], drawn.rows[mine].to(state.device)
+        bent = self._bent(bank.places[:, places], bank.residuals[places], state[:, rows])
+        logits = self._tail(bent, self._candidates)
+        targets = self._number[drawn.targets[mine]].to(logits.device)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        sums = {"right": float((logits.argmax(-1) == targets)[values[mine]].sum())}
+        loss = losses.new_zeros(())
+        for name, kind, weight in zip(
+            ("value", "start", "rest"), kinds, (1.0, recipe.start_weight, recipe.rest_weight), strict=True
+        ):
+            part = losses[kind[mine]].sum() / max(1, int(kind.sum()))
+            sums[name] = float(part.detach())
+            loss = loss + weight * part
+        idle, quiet = self._idle(rng, state, len(drawn.valid))
+        sums["ordinary"] = float(idle.detach())
+        alone = recipe.ordinary_weight * idle + recipe.silence_weight * quiet
+        loss = loss + (alone + recipe.addressing_weight * (gates + recipe.spread * overlap)) / team.size
+        loss.backward()
+        team.sum_gradients(list(self._passes.memory.parameters()))
+        return self._report(sums, float(gates.detach()), float(overlap.detach()), int(values.sum()))
+
+    def _some(self, rng: random.Random, hidden: Tensor) -> Tensor:
+        return torch.tensor(rng.choices(range(hidden.shape[1]), k=_LOOKED_AT)) if hidden.shape[1] else torch.tensor([])
+
+    # Writing
+
+    def _write(self, drawn: Drawn, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The states (layers, B, H, r, r), the loss of the gates, and the overlap of keys of different facts."""
+        layers, device, bank = delta_layers(self._passes.memory), self._passes.device, self._bank
+        config, valid = self._passes.memory.config, drawn.valid.to(device)
+        told = bank.told[:, drawn.told.flatten()].to(device).float().unflatten(1, drawn.told.shape)
+        other = bank.other[:, others].to(device).float()
+        empty = torch.zeros(len(valid), config.num_state_heads, config.rank, config.rank, device=device)
+        products = [layer.told_products(x) for layer, x in zip(layers, told, strict=True)]
+        state, _ = write_side_by_side(config, products, [empty] * len(layers), valid, None)
+        gates = [
+            towards(layer.write_gates(x)[valid], _OPEN) + _SHUT_WEIGHT * towards(layer.write_gates(y[None]), _SHUT)
+            for layer, x, y in zip(layers, told, other, strict=True)
+        ]
+        return state, torch.stack(gates).mean(), self._overlap(layers, told, drawn)
+
+    def _overlap(self, layers: Sequence[DeltaLayer], told: Tensor, drawn: Drawn) -> Tensor:
+        """Mean squared cosine of keys of different facts in one history."""
+        config = self._passes.memory.config
+        if not self._recipe.spread:
+            return told.new_zeros(())
+        valid, about = drawn.valid.to(told.device), drawn.about.to(told.device)
+        apart = (about[:, :, None] != about[:, None]) & valid[:, :, None] & valid[:, None]
+        if not apart.any():
+            return told.new_zeros(())
+        keys = torch.stack([layer.told(x).k for layer, x in zip(layers, told, strict=True)])
+        crossing = torch.einsum("lbshr,lbthr->bsthl", keys, keys).square()
+        return crossing[apart].mean() if config.normalize_qk else crossing.sum() * 0
+
+    # Reading
+
+    def _bent(self, hidden: Tensor, residuals: Tensor, states: Tensor) -> Tensor:
+        """Residuals (P, hidden size) with what is read of each place's own states (layers, P, H, r, r)."""
+        device = self._passes.device
+        found = residuals.to(device).float()
+        for layer, x, own in zip(delta_layers(self._passes.memory), hidden.to(device).float(), states, strict=True):
+            found = found + layer.correction("o", layer.read(x[:, None], own))[:, 0]
+        return found
+
+    def _idle(self, rng: random.Random, state: Tensor, histories: int) -> tuple[Tensor, Tensor]:
+        """Of ordinary talk: the KL to the frozen backbone, and how far read gates are from being shut."""
+        bank, device = self._bank, self._passes.device
+        some = self._some(rng, bank.idle)
+        if not len(some):
+            return state.new_zeros(()), state.new_zeros(())
+        hidden, residuals = bank.idle[:, some], bank.idle_residuals[some]
+        rows = torch.tensor(rng.choices(range(histories), k=len(some)), device=state.device)
+        with torch.no_grad():
+            frozen = self._tail(residuals.to(device), self._candidates).float().log_softmax(-1)
+        found = self._tail(self._bent(hidden, residuals, state[:, rows]), self._candidates).log_softmax(-1)
+        quiet = state.new_zeros(())
+        if self._passes.memory.config.read_gate and self._recipe.silence_weight:
+            quiet = torch.stack(
+                [
+                    towards(layer.read_gates(x), SILENT)
+                    for layer, x in zip(delta_layers(self._passes.memory), hidden.to(device).float(), strict=True)
+                ]
+            ).mean()
+        return F.kl_div(found, frozen, reduction="batchmean", log_target=True), quiet
+
+    def _report(self, sums: dict[str, float], gates: float, overlap: float, values: int) -> dict[str, float]:
+        recipe = self._recipe
+        names = ("right", "value", "start", "rest")
+        own = torch.tensor([sums[name] for name in names], device=self._passes.device)
+        found = dict(zip(names, self._team.sum(own).tolist(), strict=True))
+        right = found.pop("right")
+        loss = found["value"] + recipe.start_weight * found["start"] + recipe.rest_weight * found["rest"]
+        loss += recipe.ordinary_weight * sums["ordinary"] + recipe.addressing_weight * (gates + recipe.spread * overlap)
+        ordinary = {"ordinary": sums["ordinary"], "gates": gates, "overlap": overlap, "loss": loss}
+        return found | ordinary | {"accuracy": right / values if values else 0.0}

@@ -1,0 +1,220 @@
+"""Corrections at the last layer, and training on places, against the passes that training stands in for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltamem.chat_format import ChatFormat
+from deltamem.config import DeltaMemConfig
+from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.episode import Question
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.errors import ConfigError, DataError, StateError
+from deltamem.training.places.bank import DIFFICULTY, Bank, build_bank
+from deltamem.training.places.draw import Drawing
+from deltamem.training.places.step import PlacesStep
+from deltamem.training.places.tail import Tail
+from deltamem.training.recipe import Recipe
+from deltamem.training.team import Team
+from deltamem.training.trainer import Trainer
+from tests.conftest import make_memory, make_model
+from tests.test_cached_training import Half
+from tests.test_training import few_people
+
+OPTIONS: dict[str, Any] = {
+    "delta_heads": ("o",),
+    "corrections": "last",
+    "state_update_mode": "no_lambda",
+    "rankwise_gates": False,
+    "read_gate": True,
+    "base_state": True,
+}
+IDLE = [Question("hello", "yes", kind="ordinary")]
+
+
+@pytest.fixture
+def passes(tokenizer: Any) -> Passes:
+    memory = make_memory(make_model().requires_grad_(False), num_state_heads=2, **OPTIONS)
+    return Passes(memory, ChatFormat.of(tokenizer))
+
+
+@pytest.fixture
+def people() -> SyntheticPeople:
+    return few_people()
+
+
+@pytest.fixture
+def bank(passes: Passes, people: SyntheticPeople) -> Bank:
+    return build_bank(passes, people, IDLE, 12)
+
+
+# Corrections at the last layer
+
+
+def test_no_hidden_state_before_the_last_layer_moves(ids: Callable[..., torch.Tensor]) -> None:
+    model = make_model()
+    memory = make_memory(model, **OPTIONS)
+    with torch.no_grad():
+        memory.reset(2)
+        with memory.writing():
+            model(input_ids=ids(2, 20))
+        told = memory.state.clone()
+        with memory.reading():
+            bent = model(input_ids=ids(2, 9, 1), use_cache=True)
+        with memory.disabled():
+            frozen = model(input_ids=ids(2, 9, 1), use_cache=True)
+    assert torch.equal(memory.state.tensor, told.tensor)
+    assert (bent.logits - frozen.logits).abs().max() > 1e-3
+    for mine, theirs in zip(bent.past_key_values.layers, frozen.past_key_values.layers, strict=True):
+        assert torch.equal(mine.keys, theirs.keys) and torch.equal(mine.values, theirs.values)
+
+
+def test_what_all_layers_read_is_added_to_the_last_attention(ids: Callable[..., torch.Tensor]) -> None:
+    """The definition: the corrections of all layers, summed, by hand."""
+    model = make_model()
+    memory = make_memory(model, **OPTIONS)
+    tokens = ids(1, 9, 1)
+    with torch.no_grad():
+        with memory.writing():
+            model(input_ids=ids(1, 20))
+        seen: dict[int, torch.Tensor] = {}
+        stop = memory.watch(lambda i, hidden: seen.__setitem__(i, hidden))
+        with memory.disabled():
+            model(input_ids=tokens)
+        stop()
+        added = torch.zeros(1, 9, 48)
+        for i, layer in enumerate(memory.adapter):
+            state = memory.state.tensor[i] + layer.base_state
+            reads = torch.einsum("bhij,bthj->bthi", state, layer.queries(seen[i])).flatten(-2)  # type: ignore[operator]
+            added += 16.0 / 8 * reads @ layer.delta_o_proj.T  # type: ignore[operator]
+        with memory.reading():
+            found = model(input_ids=tokens).logits
+        handle = model.model.layers[-1].self_attn.o_proj.register_forward_hook(lambda _m, _a, out: out + added)
+        with memory.disabled():
+            expected = model(input_ids=tokens).logits
+        handle.remove()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_goes_to_the_last_layer_is_o_alone() -> None:
+    for options in ({"delta_heads": ("q", "o")}, {"delta_heads": ("o",), "delta_o_rmsnorm": True}):
+        with pytest.raises(ConfigError, match="corrections last"):
+            DeltaMemConfig(corrections="last", **options)  # type: ignore[arg-type]
+    assert "corrections" not in DeltaMemConfig().to_dict()
+    kept = DeltaMemConfig(**OPTIONS)
+    assert DeltaMemConfig.from_dict(kept.to_dict()) == kept
+
+
+def test_checkpointing_is_refused_where_it_would_lose_gradients(ids: Callable[..., torch.Tensor]) -> None:
+    model = make_model()
+    memory = make_memory(model, **OPTIONS)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    with pytest.raises(StateError, match="checkpoint"), memory.writing():
+        model(input_ids=ids(1, 5))
+
+
+# Places
+
+
+def test_a_place_says_what_the_whole_pass_says(passes: Passes, people: SyntheticPeople) -> None:
+    """Logits worked out from the bank are those of running the window through the backbone."""
+    rng = random.Random("places-0")
+    made = sorted(
+        (people.episode(rng, DIFFICULTY, "train") for _ in range(4)),
+        key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history),
+    )
+    bank = build_bank(passes, people, IDLE, 4)
+    step = PlacesStep(passes, Recipe(), bank, Team(cpu=True))
+    asked = sorted(((i, q) for i, e in enumerate(made) for q in e.questions), key=lambda pair: len(pair[1].text))
+    batch = read_batch(passes.form, asked)
+    with torch.no_grad():
+        state = passes.write(write_batch(passes.form, made), local_gradient=False)
+        expected = passes.read(batch, state)[:, bank.candidates]
+        rows = torch.cat([batch.rows[n, None].expand(int(c)) for n, c in enumerate((batch.targets != -100).sum(-1))])
+        bent = step._bent(bank.places, bank.residuals, state.tensor[:, rows])
+        found = Tail(passes.memory)(bent, bank.candidates)
+    assert torch.equal(bank.targets, batch.expected()[0])
+    assert torch.equal(bank.values, batch.values[batch.targets != -100] > 0)
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)  # the bank is in bfloat16
+
+
+def test_what_was_told_is_what_was_marked(passes: Passes, people: SyntheticPeople, bank: Bank) -> None:
+    told = [t for f in bank.facts for t in f.told]
+    assert set(told) == set(range(bank.told.shape[1])), "every told token belongs to a fact"
+    asked = [p for f in (*bank.facts, *bank.unknown) for p in f.asked]
+    assert len(asked) == len(set(asked)) and set(asked) <= set(range(len(bank.targets)))
+    assert all(not f.told for f in bank.unknown) and bank.unknown
+    assert torch.isin(bank.targets, bank.candidates).all() and bank.unsaid in bank.candidates
+
+
+def test_histories_hold_different_topics_and_ask_about_them(bank: Bank) -> None:
+    drawing = Drawing(bank)
+    of = {place: fact for fact in bank.facts for place in fact.asked}
+    for seed in range(20):
+        drawn = drawing.histories(random.Random(seed), 3, 4, unknown=0.3, places=10)
+        told = [set(drawn.told[row][drawn.valid[row]].tolist()) for row in range(4)]
+        never = 0
+        for place, row, target in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True):
+            if target == int(bank.targets[place]) and place in of:
+                assert set(of[place].told) <= told[row], "what is asked about was told in that history"
+            else:
+                never += 1
+                assert place not in of or not set(of[place].told) & told[row]
+        assert never < len(drawn.places) and drawn.valid.any(1).all()
+
+
+def gradients(
+    passes: Passes, bank: Bank, team: Team, **recipe: Any
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    passes.memory.adapter.requires_grad_(True)
+    passes.memory.adapter.zero_grad()
+    options = {"cached_questions": 12, "cached_facts": 4, "silence_weight": 0.5} | recipe
+    parts = PlacesStep(passes, Recipe(**options), bank, team).backward(random.Random(3))
+    return parts, {n: p.grad.clone() for n, p in passes.memory.adapter.named_parameters() if p.grad is not None}
+
+
+def test_the_shares_of_two_processes_add_up(passes: Passes, bank: Bank) -> None:
+    whole, grads = gradients(passes, bank, Team(cpu=True))
+    assert {"value", "start", "rest", "ordinary", "gates", "overlap", "loss", "accuracy"} <= whole.keys()
+    halves = [gradients(passes, bank, Half(rank)) for rank in (0, 1)]
+    for name, grad in grads.items():
+        torch.testing.assert_close(sum(h[1][name] for h in halves), grad, atol=1e-5, rtol=1e-3)
+    assert sum(h[0]["value"] for h in halves) == pytest.approx(whole["value"], rel=1e-4)
+
+
+def test_every_part_of_the_adapter_learns(passes: Passes, bank: Bank) -> None:
+    _, grads = gradients(passes, bank, Team(cpu=True))
+    parts = {name.partition(".")[2] for name, grad in grads.items() if grad.abs().max() > 0}
+    assert parts >= {"memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj", "delta_o_proj", "base_state",
+                     "read_gate_proj"}  # fmt: skip
+
+
+def test_steps_on_places_learn(tmp_path: Path, tokenizer: Any) -> None:
+    people = few_people()
+    people.relations, people.families = people.relations[:4], []
+    memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
+    recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
+                    reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2)  # fmt: skip
+    passes = Passes(memory, ChatFormat.of(tokenizer))
+    said: list[str] = []
+    trainer = Trainer(
+        passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
+    )
+    losses = [r.parts["value"] for r in trainer.run()]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    assert "reading what is told and asked" in said
+
+
+def test_a_backbone_whose_tail_is_another_is_refused(tokenizer: Any) -> None:
+    for family, layers in (("gemma3", ()), ("llama", (0, 1))):
+        memory = make_memory(make_model(family), target_layers=layers, **OPTIONS)
+        with pytest.raises(DataError, match="cached-steps 0"):
+            Tail(memory)
