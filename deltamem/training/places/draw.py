@@ -16,8 +16,10 @@ _TOLD_TWICE = 0.1
 """Share of facts that were told with another value before."""
 _SOMEBODY_ELSES = 0.25
 """Share of histories in which somebody else's is told beside one's own."""
-_PER_FACT = 2.5
-"""Places that go on with something else than a value, per fact asked about: there are more of them than are needed."""
+_LATER = 0.5
+"""Share that is kept of the places inside a value: what comes after its first token is easier to find."""
+_REST = 6
+"""One place outside of values for so many in them: replies to questions are much alike."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Drawing:
             self._of.setdefault(fact.topic.relation, []).append(fact)
             self._same.setdefault(fact.topic, []).append(fact)
         self._value = bank.values.tolist()
+        self._later = {p for fact in bank.facts for p in fact.asked if p and self._value[p] and self._value[p - 1]}
 
     def histories(self, rng: random.Random, facts: int, count: int, unknown: float, places: int) -> Drawn:
         """`count` histories of `facts` facts, in any order.
@@ -80,10 +83,10 @@ class Drawing:
                 asked += [(row, place, int(bank.targets[place])) for place in fact.asked]
             if rng.random() < unknown * facts:
                 asked += self._never_told(rng, row, topics)
-        values = [a for a in asked if self._value[a[1]]]
+        values = [a for a in asked if self._value[a[1]] and (a[1] not in self._later or rng.random() < _LATER)]
         rest = [a for a in asked if not self._value[a[1]]]
         values = rng.sample(values, min(len(values), places))
-        rest = rng.sample(rest, min(len(rest), places // 2))
+        rest = rng.sample(rest, min(len(rest), places // _REST))
         return self._laid_out(told, values + rest)
 
     def _facts(self, rng: random.Random, count: int) -> list[Fact]:

@@ -23,9 +23,10 @@ from deltamem.training.warm_start import delta_layers
 _OPEN, _SHUT = 0.95, 1e-3
 """Write gates wanted on tokens of values, and on others."""
 _SHUT_WEIGHT = 4.0
-_LOOKED_AT = 256
+_LOOKED_AT = 128
 """Tokens that tell nothing, and that ask for nothing, in a step."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
+"""How many are told in a history, each as often as it stands here."""
 
 
 class PlacesStep:
