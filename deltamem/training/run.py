@@ -87,11 +87,15 @@ def prepare(
     learnt = start is not None or preset.recipe.cached_steps > 0
     stages = (CHATS if learnt else STAGES) if preset.curriculum else CHATS[-1:]
     curriculum = WaitingCurriculum(stages=stages, mark=preset.recipe.mark)
-    trainer = Trainer(passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, report)
+    on_places = memory.config.corrections == "last" and preset.recipe.cached_steps > 0
+    fit = preset.warm_start and start is None
+    trainer = Trainer(
+        passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, fit and on_places, report
+    )
     if resume:
         trainer.resume()
     elif before is None or _more_heads(memory, before):
-        if preset.warm_start:
+        if preset.warm_start and not on_places:
             fit_memory(memory, passes, people, seed=preset.recipe.seed, report=report)
         if before is not None:
             put_heads_back(memory, before)

@@ -24,6 +24,7 @@ from deltamem.training.heldout import heldout_recall
 from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.bank import build_bank as build_places
+from deltamem.training.places.start import start_from
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.recipe import Recipe
 from deltamem.training.step import TrainingStep
@@ -67,6 +68,7 @@ class Trainer:
         team: the processes that train together; None for this one alone.
         curriculum: None is the one that waits.
         tensorboard: log for TensorBoard as well.
+        fit: begin with keys, queries and values fitted to the bank; for steps on places.
         preparing: called with what is being done and the share done, while a bank is built.
     """
 
@@ -80,6 +82,7 @@ class Trainer:
         team: Team | None = None,
         curriculum: WaitingCurriculum | None = None,
         tensorboard: bool = False,
+        fit: bool = False,
         preparing: Callable[[str, float], None] | None = None,
     ) -> None:
         self._preparing = preparing
@@ -91,7 +94,7 @@ class Trainer:
         self.seconds = 0.0
         self.best = 0.0
         self.since_best = 0
-        self._tensorboard = tensorboard
+        self._tensorboard, self._fit = tensorboard, fit
         self._stopping = self.stopped = False
         memory = passes.memory
         memory.adapter.requires_grad_(True)
@@ -171,6 +174,8 @@ class Trainer:
         asked = ordinary.questions if ordinary is not None else []
         if self.passes.memory.config.corrections == "last":
             places = build_places(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
+            if self._fit and not self.step:
+                start_from(self.passes.memory, places, recipe.seed, self._preparing)
             return PlacesStep(self.passes, recipe, places, self.team)
         bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
         return CachedStep(self.passes, recipe, bank, ordinary, self.team)
@@ -184,7 +189,11 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.optimizer.zero_grad()
-        parts = cached.backward(rng) if cached is not None else step.backward(rng, self._episodes(rng))
+        parts = (
+            cached.backward(rng, self.step / recipe.steps)
+            if cached is not None
+            else step.backward(rng, self._episodes(rng))
+        )
         torch.nn.utils.clip_grad_norm_(self.passes.memory.parameters(), recipe.clip)
         self.optimizer.step()
         self.passes.memory.reset()

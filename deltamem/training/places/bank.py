@@ -72,6 +72,7 @@ class Bank:
         facts: told and asked about.
         unknown: asked about, and never told.
         told: tokens of values.
+        told_ids: (n,), which tokens those are.
         other: tokens that were written and tell nothing.
         places: tokens after which a reply goes on.
         residuals: (n, hidden size) of `places`, in the last layer after its attention.
@@ -87,6 +88,7 @@ class Bank:
     facts: Sequence[Fact]
     unknown: Sequence[Fact]
     told: Tensor
+    told_ids: Tensor
     other: Tensor
     places: Tensor
     residuals: Tensor
@@ -231,6 +233,7 @@ class _Builder:
             [f for f in self._facts if f.told and f.asked],
             [f for f in self._facts if not f.told and f.asked],
             hidden["told"],
+            torch.cat(self._ids),
             hidden["other"],
             hidden["places"],
             residuals["places"],

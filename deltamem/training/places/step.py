@@ -25,6 +25,9 @@ _OPEN, _SHUT = 0.95, 1e-3
 _SHUT_WEIGHT = 4.0
 _LOOKED_AT = 128
 """Tokens that tell nothing, and that ask for nothing, in a step."""
+_LOUD = 0.2
+"""Share of a run in which ordinary talk is not left alone yet: read gates that shut before anything worth reading is
+found do not open again. It is left alone little by little until twice that."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
 
@@ -48,8 +51,12 @@ class PlacesStep:
         numbers[bank.candidates] = torch.arange(len(bank.candidates))
         self._number = numbers
 
-    def backward(self, rng: random.Random) -> dict[str, float]:
+    def backward(self, rng: random.Random, done: float = 1.0) -> dict[str, float]:
         """Add the gradient of the whole batch's loss to the parameters, the same in every process.
+
+        Args:
+            rng: decides what is drawn.
+            done: share of the run that is done.
 
         Returns:
             As `CachedStep.backward` does.
@@ -78,7 +85,8 @@ class PlacesStep:
             loss = loss + weight * part
         idle, quiet = self._idle(rng, state, len(drawn.valid))
         sums["ordinary"] = float(idle.detach())
-        alone = recipe.ordinary_weight * idle + recipe.silence_weight * quiet
+        hush = min(1.0, max(0.0, (done - _LOUD) / _LOUD))
+        alone = hush * (recipe.ordinary_weight * idle + recipe.silence_weight * quiet)
         loss = loss + (alone + recipe.addressing_weight * (gates + recipe.spread * overlap)) / team.size
         loss.backward()
         team.sum_gradients(list(self._passes.memory.parameters()))

@@ -1,0 +1,142 @@
+"""A start for keys, queries, values and corrections, in closed form from the bank.
+
+* **W_k, W_q**: the directions in which the hidden state of a told value and that of the place where it is asked for
+  agree most on what the fact is about (canonical correlation analysis over topics), turned at random so that every
+  head gets as much of them as every other.
+* **W_v, D_o**: a code of the token, as in `training/warm_start.py`; what is added to the last residual gives it back.
+  They are then trained on their own, as if every value were found, with noise where others would be read with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem.memory import DeltaMemory
+from deltamem.training.places.bank import Bank, Topic
+from deltamem.training.places.tail import Tail
+from deltamem.training.warm_start import delta_layers, fit_values
+
+_SCALE = 0.3
+"""Length of keys before the hyperbolic tangent: small, so that it bends them little at first."""
+_RIDGE = 0.05
+"""Added to variances, relative to their mean."""
+_OPEN = 3.0
+"""Logit of the write gates at first: what is no value is yet to shut them."""
+
+_SAYING_STEPS, _SAYING_RATE, _SAID = 200, 1e-2, 256
+"""Steps, peak of Adam, and tokens a step, of learning W_v and D_o on their own."""
+_FOUND = 0.7
+"""How much of a value is found, and as much of it is noise."""
+
+Report = Callable[[str, float], None]
+
+
+def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | None = None) -> None:
+    """Set W_k, W_q, W_v, D_o and the write gates' bias.
+
+    Args:
+        memory: whose adapter is changed.
+        bank: what its layers see.
+        seed: of everything random.
+        report: called with what is being done and the share done.
+    """
+    fit_values(memory, bank.told.float(), bank.told_ids)
+    _learn_to_say(memory, bank, seed, report or (lambda _what, _share: None))
+    told, told_about, asked, asked_about = _pairs(bank)
+    generator = torch.Generator().manual_seed(seed)
+    for i, layer in enumerate(delta_layers(memory)):
+        keys, queries = _agreeing(
+            bank.told[i][told].float(), told_about, bank.places[i][asked].float(), asked_about, len(layer.memory_k_proj)
+        )
+        turn, _ = torch.linalg.qr(torch.randn(len(keys), len(keys), generator=generator))
+        with torch.no_grad():
+            layer.memory_k_proj.copy_(_SCALE * turn @ keys)
+            layer.memory_q_proj.copy_(_SCALE * turn @ queries)
+            layer.beta_bias.fill_(_OPEN)
+
+
+def _learn_to_say(memory: DeltaMemory, bank: Bank, seed: int, report: Report) -> None:
+    layers, tail = delta_layers(memory), Tail(memory)
+    device = layers[0].memory_v_proj.device
+    weights = [w for layer in layers for w in (layer.memory_v_proj, layer.delta_o_proj)]
+    optimizer = torch.optim.Adam(weights, lr=_SAYING_RATE, betas=(0.9, 0.98))
+    generator = torch.Generator().manual_seed(seed)
+    candidates, places = bank.candidates.to(device), bank.values.nonzero()[:, 0]
+    numbers = torch.searchsorted(bank.candidates, bank.told_ids)
+    for step in range(_SAYING_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = _SAYING_RATE * min(1, (step + 1) / 20) * (1 - step / _SAYING_STEPS)
+        told = torch.randint(bank.told.shape[1], (_SAID,), generator=generator)
+        where = places[torch.randint(len(places), (_SAID,), generator=generator)]
+        found = bank.residuals[where].to(device).float()
+        for layer, x in zip(layers, bank.told[:, told].to(device).float(), strict=True):
+            value = F.linear(x, layer.memory_v_proj)
+            noise = torch.randn(value.shape, generator=generator).to(device)
+            found = found + layer.correction("o", _FOUND * (value + value.detach().std() * noise))
+        loss = F.cross_entropy(tail(found, candidates), numbers[told].to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        report("learning to say what is read", step / _SAYING_STEPS)
+
+
+def _pairs(bank: Bank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Told tokens and places of value tokens, each with a number for what it is found by.
+
+    The first token of a value is found by its topic, a later one by the token before it as well.
+    """
+    numbers: dict[tuple[Topic, int], int] = {}
+    values, targets, ids = bank.values.tolist(), bank.targets.tolist(), bank.told_ids.tolist()
+    told: list[tuple[int, int]] = []
+    asked: list[tuple[int, int]] = []
+
+    def number(topic: Topic, before: int) -> int:
+        return numbers.setdefault((topic, before), len(numbers))
+
+    for fact in bank.facts:
+        places = [p for p in fact.asked if values[p]]
+        follows = {targets[p]: targets[p - 1] for p in places if p - 1 in fact.asked and values[p - 1]}
+        asked += [(p, number(fact.topic, follows.get(targets[p], -1))) for p in places]
+        told += [(t, number(fact.topic, follows.get(ids[t], -1))) for t in fact.told]
+    return *_columns(told), *_columns(asked)
+
+
+def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    first, second = zip(*pairs, strict=True)
+    return torch.tensor(first), torch.tensor(second)
+
+
+def _agreeing(x: Tensor, x_about: Tensor, y: Tensor, y_about: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(count, hidden) each: what of x and of y agrees most among those that are about the same."""
+    classes = int(max(x_about.max(), y_about.max())) + 1
+    x_white, y_white = _whitening(x), _whitening(y)
+    x_mean, x_many = _means((x - x.mean(0)) @ x_white.T, x_about, classes)
+    y_mean, y_many = _means((y - y.mean(0)) @ y_white.T, y_about, classes)
+    both = (x_many > 0) & (y_many > 0)
+    weight = (x_many * y_many)[both].sqrt()
+    crossing = (x_mean[both] * weight[:, None]).T @ y_mean[both] / weight.sum()
+    left, strength, right = torch.linalg.svd(crossing)
+    few = min(count, int((strength > 0).sum()))
+    pad = torch.zeros(count - few, x.shape[1])
+    return torch.cat([left.T[:few] @ x_white, pad]), torch.cat([right[:few] @ y_white, pad])
+
+
+def _whitening(x: Tensor) -> Tensor:
+    """What makes x uncorrelated and of unit variance, and takes its mean to nothing: projections have no bias."""
+    mean = x.mean(0)
+    spread = (x - mean).T @ (x - mean) / len(x)
+    spread += _RIDGE * spread.diagonal().mean() * torch.eye(len(spread))
+    sizes, vectors = torch.linalg.eigh(spread)
+    white = vectors / sizes.sqrt() @ vectors.T
+    constant = torch.nn.functional.normalize(white @ mean, dim=0)
+    centred: Tensor = white - torch.outer(constant, constant @ white)
+    return centred
+
+
+def _means(x: Tensor, about: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    many = torch.bincount(about, minlength=classes).float()
+    return torch.zeros(classes, x.shape[1]).index_add_(0, about, x) / many.clamp_min(1)[:, None], many
