@@ -23,8 +23,9 @@ def train_adapter(
     output: Annotated[Path, typer.Option("--output", "-o", help="Directory for the adapter and its checkpoints.")],
     backbone: BackboneOption = None,
     preset: Annotated[
-        str, typer.Option(help="deltamem, cached, continued or published: where every value not given here comes from.")
-    ] = "deltamem",
+        str,
+        typer.Option(help="places, deltamem, cached, continued or published: where what is not given here comes from."),
+    ] = "places",
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,7 +40,7 @@ def train_adapter(
     cached_steps: Annotated[
         int | None, typer.Option(min=0, help="So many of them, the first, on hidden states worked out once.")
     ] = None,
-    bank: Annotated[int | None, typer.Option(min=8, help="Turns with facts those draw from.")] = None,
+    bank: Annotated[int | None, typer.Option(min=8, help="Turns (places: episodes) that those draw from.")] = None,
     cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Cut a step into this many parts.")] = None,
@@ -81,6 +82,9 @@ def train_adapter(
         float | None, typer.Option(min=0, max=0.99, help="Write gates no wider open than this are shut.")
     ] = None,
     reads: Annotated[str | None, typer.Option(help="all: every token reads; reply: those of replies.")] = None,
+    corrections: Annotated[
+        str | None, typer.Option(help="own: each layer's goes to its own attention; last: all go to the last layer's.")
+    ] = None,
     base_state: Annotated[
         bool | None, typer.Option("--base-state", help="Read a learned matrix together with the state.")
     ] = None,
@@ -116,6 +120,7 @@ def train_adapter(
         "read_gate_floor": read_gate_floor,
         "write_gate_floor": write_gate_floor,
         "reads": reads,
+        "corrections": corrections,
         "base_state": base_state,
         "target_layers": None if layers is None else layer_numbers(layers),
     }

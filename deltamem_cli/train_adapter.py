@@ -13,6 +13,9 @@ from typing import Any
 from deltamem.errors import DataError
 from deltamem_cli.terminal import err, notice, table
 
+_OF_ITS_OWN = 0.8
+"""Most of the steps that are cached where there is other data than the generator's: that wants whole ones."""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
@@ -105,6 +108,8 @@ def chosen_preset(options: TrainOptions) -> Any:
     if "cached_steps" not in recipe:
         # The preset's share of however many steps there are; only token writes can be cached.
         share = 0.0 if config.writes_segments else preset.recipe.cached_steps / preset.recipe.steps
+        if share > _OF_ITS_OWN and any(not source.startswith("synthetic") for source in options.data):
+            share = _OF_ITS_OWN
         recipe["cached_steps"] = round(share * recipe.get("steps", preset.recipe.steps))
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")

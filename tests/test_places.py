@@ -217,7 +217,7 @@ def test_steps_on_places_learn(tmp_path: Path, tokenizer: Any) -> None:
 def test_a_backbone_whose_tail_is_another_is_refused(tokenizer: Any) -> None:
     for family, layers in (("gemma3", ()), ("llama", (0, 1))):
         memory = make_memory(make_model(family), target_layers=layers, **OPTIONS)
-        with pytest.raises(DataError, match="cached-steps 0"):
+        with pytest.raises(DataError, match="--preset deltamem"):
             Tail(memory)
 
 

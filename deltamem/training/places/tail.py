@@ -33,7 +33,7 @@ class Tail:
         if not plain or memory.layer_indices[-1] != model.config.get_text_config().num_hidden_layers - 1:
             raise DataError(
                 "steps on places need a backbone like Llama's, SmolLM's or Qwen's, adapted up to its last layer; "
-                "use --cached-steps 0"
+                "use --preset deltamem"
             )
 
     @contextmanager
