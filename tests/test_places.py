@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,15 @@ def test_checkpointing_is_refused_where_it_would_lose_gradients(ids: Callable[..
 # Places
 
 
-def test_a_place_says_what_the_whole_pass_says(passes: Passes, people: SyntheticPeople) -> None:
+def test_a_place_says_what_the_whole_pass_says(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logits worked out from the bank are those of running the window through the backbone."""
+    monkeypatch.setattr("deltamem.training.places.bank._REST", 1.0)
+    monkeypatch.setattr("deltamem.training.places.bank._FAMILIES", 0.0)
     rng = random.Random("places-0")
     made = sorted(
-        (people.episode(rng, DIFFICULTY, "train") for _ in range(4)),
+        (people.episode(rng, replace(DIFFICULTY, families=rng.random() < 0), "train") for _ in range(4)),
         key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history),
     )
     bank = build_bank(passes, people, IDLE, 4)

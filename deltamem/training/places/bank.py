@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,10 @@ DIFFICULTY = Difficulty(
     families=True,
 )
 """Of the episodes that places are taken from."""
+_FAMILIES = 0.35
+"""Share of episodes with relations of the families among them: most of those differ in a noun alone."""
+_REST = 0.4
+"""Share that is kept of the places inside of a reply and outside of a value: they are many, and much alike."""
 _BATCH = 24
 _OTHERS = 0.06
 """Share of the tokens that tell nothing that is kept, for the write gates."""
@@ -121,7 +125,9 @@ def build_bank(
     """
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
-    made = [people.episode(rng, DIFFICULTY, "train") for _ in range(episodes)]
+    made = [
+        people.episode(rng, replace(DIFFICULTY, families=rng.random() < _FAMILIES), "train") for _ in range(episodes)
+    ]
     made.sort(key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history))
     builder = _Builder(passes, torch.Generator().manual_seed(seed))
     for start in range(0, episodes, _BATCH):
@@ -186,16 +192,20 @@ class _Builder:
     ) -> None:
         batch = read_batch(self._passes.form, asked)
         counts = batch.targets != -100
-        self._read("places", batch)
-        self._marks["targets"].append(batch.targets[counts])
-        self._marks["values"].append(batch.values[counts] > 0)
-        self._marks["starts"].append((batch.starts & (batch.values == 0))[counts])
+        rest = counts & (batch.values == 0) & ~batch.starts
+        kept = counts & ~(rest & (torch.rand(rest.shape, generator=self._generator) >= _REST))
+        self._read("places", batch, kept)
+        self._marks["targets"].append(batch.targets[kept])
+        self._marks["values"].append(batch.values[kept] > 0)
+        self._marks["starts"].append((batch.starts & (batch.values == 0))[kept])
         for n, (i, window) in enumerate(asked):
             asks = [q for q in (*window.earlier, window) if q.kind != "ordinary"]
             at = -1
             for k in counts[n].nonzero()[:, 0].tolist():
                 # Targets of one answer follow each other; between two answers there are positions without.
                 at += k == 0 or not bool(counts[n, k - 1])
+                if not kept[n, k]:
+                    continue
                 question = asks[min(at, len(asks) - 1)]
                 fact = facts[i][episodes[i].asked.index(question) + 1]
                 fact.asked.append(self._counts["places"])
@@ -204,11 +214,13 @@ class _Builder:
                     self._unsaid[int(batch.targets[n, k])] += 1
 
     def leave_alone(self, questions: Sequence[Question]) -> None:
-        self._read("idle", read_batch(self._passes.form, [(0, q) for q in questions]))
+        batch = read_batch(self._passes.form, [(0, q) for q in questions])
+        self._read("idle", batch, batch.targets != -100)
 
-    def _read(self, kind: str, batch: ReadBatch) -> None:
+    def _read(self, kind: str, batch: ReadBatch, kept: Tensor) -> None:
+        """Keep what is seen at those places of the batch's last ones (N, K)."""
         places = torch.zeros_like(batch.valid)
-        places[:, -batch.targets.shape[1] :] = batch.targets != -100
+        places[:, -kept.shape[1] :] = kept
         with torch.no_grad(), self._record(kind, places), self._tail.record(places, self._residuals[kind]):
             self._passes.read(batch, None)
 

@@ -18,7 +18,7 @@ _SOMEBODY_ELSES = 0.25
 """Share of histories in which somebody else's is told beside one's own."""
 _LATER = 0.5
 """Share that is kept of the places inside a value: what comes after its first token is easier to find."""
-_REST = 6
+_REST = 3
 """One place outside of values for so many in them: replies to questions are much alike."""
 
 

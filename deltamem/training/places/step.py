@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 
@@ -28,6 +29,11 @@ _LOOKED_AT = 128
 _LOUD = 0.2
 """Share of a run in which ordinary talk is not left alone yet: read gates that shut before anything worth reading is
 found do not open again. It is left alone little by little until twice that."""
+_JITTER = 0.2
+"""Noise on hidden states, relative to their spread: the same few are drawn again and again, and what is learnt is to
+hold for values and words that were not among them."""
+_UNKNOWN = 0.1
+"""Chance, per fact told, that something never told is asked about."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
 
@@ -45,6 +51,8 @@ class PlacesStep:
     def __init__(self, passes: Passes, recipe: Recipe, bank: Bank, team: Team) -> None:
         self._passes, self._recipe, self._bank, self._team = passes, recipe, bank, team
         self._drawing = Drawing(bank)
+        self._generator = torch.Generator()
+        self._spread = bank.told[:, :_LOOKED_AT].float().std(dim=(1, 2), keepdim=True).to(passes.device)
         self._tail = Tail(passes.memory)
         self._candidates = bank.candidates.to(passes.device)
         numbers = torch.full((int(bank.candidates.max()) + 1,), -1)
@@ -63,15 +71,17 @@ class PlacesStep:
         """
         recipe, team, bank = self._recipe, self._team, self._bank
         facts = rng.choice([n for n in _FACTS if n <= recipe.cached_facts])
+        self._generator = torch.Generator().manual_seed(rng.getrandbits(40))
         drawn = self._drawing.histories(
-            rng, facts, max(4, recipe.cached_questions // facts), 0.15, recipe.cached_questions
+            rng, facts, max(4, recipe.cached_questions // facts), _UNKNOWN, recipe.cached_questions
         )
         state, gates, overlap = self._write(drawn, self._some(rng, bank.other))
         values, starts = bank.values[drawn.places], bank.starts[drawn.places]
         kinds = (values, starts & ~values, ~values & ~starts)
         mine = torch.tensor(team.share(range(len(drawn.places))), dtype=torch.long)
         places, rows = drawn.places[mine], drawn.rows[mine].to(state.device)
-        bent = self._bent(bank.places[:, places], bank.residuals[places], state[:, rows])
+        hidden = self._jittered(bank.places[:, places], len(drawn.places), mine)
+        bent = self._bent(hidden, bank.residuals[places], state[:, rows])
         logits = self._tail(bent, self._candidates)
         targets = self._number[drawn.targets[mine]].to(logits.device)
         losses = F.cross_entropy(logits, targets, reduction="none")
@@ -95,13 +105,21 @@ class PlacesStep:
     def _some(self, rng: random.Random, hidden: Tensor) -> Tensor:
         return torch.tensor(rng.choices(range(hidden.shape[1]), k=_LOOKED_AT)) if hidden.shape[1] else torch.tensor([])
 
+    def _jittered(self, hidden: Tensor, count: int | None = None, mine: Tensor | None = None) -> Tensor:
+        """Hidden states (layers, n, hidden size) with uniform noise on them: that for `mine` of `count` there are."""
+        found = hidden.to(self._passes.device).float()
+        layers, own, width = hidden.shape
+        noise = torch.rand(layers, own if count is None else count, width, generator=self._generator) - 0.5
+        noise = noise if mine is None else noise[:, mine]
+        return found + noise.to(found.device) * (_JITTER * math.sqrt(12) * self._spread)
+
     # Writing
 
     def _write(self, drawn: Drawn, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The states (layers, B, H, r, r), the loss of the gates, and the overlap of keys of different facts."""
         layers, device, bank = delta_layers(self._passes.memory), self._passes.device, self._bank
         config, valid = self._passes.memory.config, drawn.valid.to(device)
-        told = bank.told[:, drawn.told.flatten()].to(device).float().unflatten(1, drawn.told.shape)
+        told = self._jittered(bank.told[:, drawn.told.flatten()]).unflatten(1, drawn.told.shape)
         other = bank.other[:, others].to(device).float()
         empty = torch.zeros(len(valid), config.num_state_heads, config.rank, config.rank, device=device)
         products = [layer.told_products(x) for layer, x in zip(layers, told, strict=True)]
