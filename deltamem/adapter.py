@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from deltamem.attach import AttentionSite
-from deltamem.config import DeltaMemConfig
+from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.errors import AdapterError, ConfigError, shown
 from deltamem.layer import DeltaLayer
 from deltamem.paths import user_path
@@ -108,6 +108,12 @@ def save_adapter(directory: str | Path, config: DeltaMemConfig, tensors: dict[st
     beside.replace(target / CONFIG_FILE)
 
 
+def small_tensors(config: DeltaMemConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of an adapter has to be kept, in bfloat16: corrections that are not made are left out. A third of the size."""
+    unused = tuple(f".delta_{p}_proj" for p in PROJECTIONS if p not in config.delta_heads)
+    return {k: v.to(torch.bfloat16).contiguous() for k, v in tensors.items() if not k.endswith(unused)}
+
+
 def layer_tensors(
     config: DeltaMemConfig, tensors: dict[str, Tensor], sites: Sequence[AttentionSite], name: str
 ) -> list[dict[str, Tensor]]:
@@ -128,8 +134,11 @@ def layer_tensors(
     for site in sites:
         own = {}
         expected = DeltaLayer.shapes(config, site.hidden_size, site.out_features)
+        unused = {f"delta_{p}_proj" for p in PROJECTIONS if p not in config.delta_heads}
         for key, shape in expected.items():
             tensor = tensors.get(f"{site.path}.{key}")
+            if tensor is None and key in unused:
+                tensor = torch.zeros(shape)  # what is not corrected may be left out
             if tensor is None:
                 raise AdapterError(f"adapter {name} lacks the tensor {site.path}.{key}")
             if tuple(tensor.shape) != shape:

@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deltamem import DeltaMemory
-from deltamem.adapter import CONFIG_FILE, NATIVE_FILE, PUBLISHED_FILE, adapter_fingerprint, load_adapter
+from deltamem.adapter import (
+    CONFIG_FILE,
+    NATIVE_FILE,
+    PUBLISHED_FILE,
+    adapter_fingerprint,
+    load_adapter,
+    save_adapter,
+    small_tensors,
+)
 from deltamem.errors import AdapterError
 from tests.conftest import make_memory, make_model
 
@@ -28,6 +36,17 @@ def test_round_trip(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     assert adapter_fingerprint(again.config, theirs) == adapter_fingerprint(memory.config, ours)
     assert sorted(p.name for p in tmp_path.iterdir()) == [NATIVE_FILE, CONFIG_FILE]
+
+
+def test_what_an_adapter_does_not_use_can_be_left_out(tmp_path: Path) -> None:
+    memory = make_memory(make_model(), delta_heads=("o",))
+    whole = memory.adapter_tensors()
+    save_adapter(tmp_path, memory.config, small_tensors(memory.config, whole))
+    kept = load_file(tmp_path / NATIVE_FILE)
+    assert not any("delta_q" in k or "delta_k" in k or "delta_v" in k for k in kept)
+    again = DeltaMemory.from_pretrained(make_model(), tmp_path).adapter_tensors()
+    for key, tensor in whole.items():
+        assert torch.equal(again[key], tensor.to(torch.bfloat16).float()), key
 
 
 def test_the_published_layout_and_the_native_one_are_the_same_adapter(tmp_path: Path) -> None:
