@@ -109,7 +109,7 @@ def save_adapter(directory: str | Path, config: DeltaMemConfig, tensors: dict[st
 
 
 def small_tensors(config: DeltaMemConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What of an adapter has to be kept, in bfloat16: corrections that are not made are left out. A third of the size."""
+    """What of an adapter has to be kept, in bfloat16; corrections that are not made are left out."""
     unused = tuple(f".delta_{p}_proj" for p in PROJECTIONS if p not in config.delta_heads)
     return {k: v.to(torch.bfloat16).contiguous() for k, v in tensors.items() if not k.endswith(unused)}
 
