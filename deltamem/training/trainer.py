@@ -68,7 +68,7 @@ class Trainer:
         team: the processes that train together; None for this one alone.
         curriculum: None is the one that waits.
         tensorboard: log for TensorBoard as well.
-        fit: begin with keys, queries and values fitted to the bank; for steps on places.
+        fit: the run begins from nothing: with keys, queries and values fitted to the bank; for steps on places.
         preparing: called with what is being done and the share done, while a bank is built.
     """
 
