@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.passes import Passes
-from deltamem.layer import DeltaLayer
+from deltamem.layer import told_of
 from deltamem.side_by_side import write_side_by_side
 from deltamem.training.objective import SILENT, towards
 from deltamem.training.places.bank import Bank
@@ -128,18 +128,18 @@ class PlacesStep:
             towards(layer.write_gates(x)[valid], _OPEN) + _SHUT_WEIGHT * towards(layer.write_gates(y[None]), _SHUT)
             for layer, x, y in zip(layers, told, other, strict=True)
         ]
-        return state, torch.stack(gates).mean(), self._overlap(layers, told, drawn)
+        return state, torch.stack(gates).mean(), self._overlap(products, drawn)
 
-    def _overlap(self, layers: Sequence[DeltaLayer], told: Tensor, drawn: Drawn) -> Tensor:
+    def _overlap(self, products: Sequence[Tensor], drawn: Drawn) -> Tensor:
         """Mean squared cosine of keys of different facts in one history."""
         config = self._passes.memory.config
         if not self._recipe.spread:
-            return told.new_zeros(())
-        valid, about = drawn.valid.to(told.device), drawn.about.to(told.device)
+            return products[0].new_zeros(())
+        valid, about = drawn.valid.to(products[0].device), drawn.about.to(products[0].device)
         apart = (about[:, :, None] != about[:, None]) & valid[:, :, None] & valid[:, None]
         if not apart.any():
-            return told.new_zeros(())
-        keys = torch.stack([layer.told(x).k for layer, x in zip(layers, told, strict=True)])
+            return products[0].new_zeros(())
+        keys = torch.stack([told_of(config, of_layer).k for of_layer in products])
         crossing = torch.einsum("lbshr,lbthr->bsthl", keys, keys).square()
         return crossing[apart].mean() if config.normalize_qk else crossing.sum() * 0
 
