@@ -168,6 +168,24 @@ def test_some_relations_are_never_trained_on(people: SyntheticPeople) -> None:
     assert not {t.user for t in people.talk("train")} & {t.user for t in people.talk("heldout")}
 
 
+def test_more_words_and_relations_keep_off_what_is_held_out(people: SyntheticPeople) -> None:
+    kept = {p for r in people.relations for p in (r.statements[-1], r.questions[-1])}
+    kept |= {p for r in people.heldout_relations for p in (*r.statements, *r.questions)}
+    offered = [r for r in (*people.singles, *people.families) if r not in people.relations]
+    assert len(people.singles) > 100 and len(offered) > 300
+    for relation in offered:
+        assert not kept & {*relation.statements[:-1], *relation.questions[:-1]}, relation.id
+        assert all(s.count("{v}") == 1 for s in (*relation.statements, relation.answer))
+    assert not {r.id for r in people.heldout_relations} & {r.id for r in offered}
+    told = {q.topic for e in everything(people, Difficulty(singles=True), facts=4) for q in e.questions}
+    assert told <= {r.id for r in people.singles} and not told <= {r.id for r in people.relations}
+
+
+def test_facts_are_told_together_as_often_as_is_asked(people: SyntheticPeople) -> None:
+    alone, one = (everything(people, Difficulty(together=share), facts=3) for share in (0.0, 1.0))
+    assert {len(e.history) for e in alone} == {3} and {len(e.history) for e in one} == {1}
+
+
 # One's own data
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import ConfigError, DataError, StateError
-from deltamem.training.places.bank import DIFFICULTY, Bank, build_bank
+from deltamem.training.places.bank import Bank, build_bank, difficulty
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.start import start_from
 from deltamem.training.places.step import PlacesStep
@@ -132,9 +131,10 @@ def test_a_place_says_what_the_whole_pass_says(
     """Logits worked out from the bank are those of running the window through the backbone."""
     monkeypatch.setattr("deltamem.training.places.bank._REST", 1.0)
     monkeypatch.setattr("deltamem.training.places.bank._FAMILIES", 0.0)
+    monkeypatch.setattr("deltamem.training.places.bank._SINGLES", 0.0)
     rng = random.Random("places-0")
     made = sorted(
-        (people.episode(rng, replace(DIFFICULTY, families=rng.random() < 0), "train") for _ in range(4)),
+        (people.episode(rng, difficulty(rng), "train") for _ in range(4)),
         key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history),
     )
     bank = build_bank(passes, people, IDLE, 4)
@@ -205,7 +205,7 @@ def test_every_part_of_the_adapter_learns(passes: Passes, bank: Bank) -> None:
 
 def test_steps_on_places_learn(tmp_path: Path, tokenizer: Any) -> None:
     people = few_people()
-    people.relations, people.families = people.relations[:4], []
+    people.relations, people.families, people.singles = people.relations[:4], [], people.relations[:4]
     memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
     recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
                     reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2)  # fmt: skip

@@ -45,6 +45,8 @@ class Difficulty:
         lists: share of values that are two things.
         sessions: share of histories that are told in two sessions.
         families: relations made from nouns and phrasings that go with all of them are in play as well.
+        singles: relations that are no family's are in play instead, told and asked for in more words.
+        together: chance of each fact after the first to be told in one message with the one before.
     """
 
     pool: int = 1 << 20
@@ -63,6 +65,8 @@ class Difficulty:
     lists: float = 0.0
     sessions: float = 0.0
     families: bool = False
+    singles: bool = False
+    together: float = 0.3
 
 
 class SyntheticPeople:
@@ -77,6 +81,7 @@ class SyntheticPeople:
     Attributes:
         relations: those used for training.
         families: more of them, which differ in a noun alone; some say the same in other words.
+        singles: those of `relations` that are no family's, in more words, and others of that sort.
         heldout_relations: those that never are.
         ordinary: prompts on which memory is to change nothing, by split.
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
@@ -99,6 +104,7 @@ class SyntheticPeople:
         ]
         self.relations = [r for r in relations if not r.heldout]
         self.families = [relation for family in _data("families.json") for relation in _family(family)]
+        self.singles = _singles(self.relations)
         self.heldout_relations = [r for r in relations if r.heldout]
         self.ordinary: dict[Split, list[str]] = _data("ordinary.json")
         talk = _data("small_talk.json")
@@ -149,6 +155,8 @@ class SyntheticPeople:
         relations = self.heldout_relations if new_relations else self.relations[: difficulty.relations]
         if difficulty.families and not new_relations:
             relations = self._one_of_each(rng, relations)
+        elif difficulty.singles and not new_relations:
+            relations = self.singles
         if facts is None and difficulty.nothing and rng.random() < difficulty.nothing:
             facts, difficulty = 0, replace(difficulty, unknown=1.0, noted=0.0)
         count = facts if facts is not None else rng.randint(1, difficulty.facts)
@@ -222,7 +230,7 @@ class SyntheticPeople:
             before.append(Fact(fact.relation, old, fact.owner))
         first = [fact for fact in told if fact not in corrected] + before
         rng.shuffle(first)
-        groups = _groups(rng, first)
+        groups = _groups(rng, first, difficulty.together)
         history = [self._statement(rng, group, split) for group in groups]
         for fact, untrue in zip(corrected, before, strict=True):
             at = next(i for i, turn in enumerate(history) if untrue.value in turn.user)
@@ -362,15 +370,37 @@ def _family(data: dict[str, Any]) -> list[Relation]:
     return made
 
 
+def _singles(relations: list[Relation]) -> list[Relation]:
+    data = _data("singles.json")
+    made = []
+    for relation in relations:
+        more = data["phrasings"].get(relation.id)
+        if more is not None:
+            statements, questions = (
+                (*more["statements"], *relation.statements),
+                (*more["questions"], *relation.questions),
+            )
+            made.append(replace(relation, statements=_once(statements), questions=_once(questions)))
+    for single in data["relations"]:
+        # The last phrasing is held-out people's, who are told nothing of these.
+        said = {k: (*single[k], single[k][0]) for k in ("statements", "questions")}
+        made.append(Relation(single["id"], single["kind"], said["statements"], said["questions"], single["answer"]))
+    return made
+
+
+def _once(phrasings: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(phrasings))
+
+
 def _data(name: str) -> Any:
     return json.loads((resources.files("deltamem.episodes") / "data" / name).read_text("utf-8"))
 
 
-def _groups(rng: random.Random, facts: list[Any]) -> list[list[Any]]:
+def _groups(rng: random.Random, facts: list[Any], together: float) -> list[list[Any]]:
     """Facts spread over messages: mostly one a message, sometimes several."""
     groups: list[list[Any]] = []
     for fact in facts:
-        if groups and rng.random() < 0.3:
+        if groups and rng.random() < together:
             groups[-1].append(fact)
         else:
             groups.append([fact])

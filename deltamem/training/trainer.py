@@ -189,11 +189,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.optimizer.zero_grad()
-        parts = (
-            cached.backward(rng, self.step / recipe.steps)
-            if cached is not None
-            else step.backward(rng, self._episodes(rng))
-        )
+        parts = cached.backward(rng) if cached is not None else step.backward(rng, self._episodes(rng))
         torch.nn.utils.clip_grad_norm_(self.passes.memory.parameters(), recipe.clip)
         self.optimizer.step()
         self.passes.memory.reset()

@@ -48,12 +48,11 @@ class CachedStep:
         self._passes, self._recipe, self._bank = passes, recipe, bank
         self._ordinary, self._team = ordinary, team
 
-    def backward(self, rng: random.Random, done: float = 0.0) -> dict[str, float]:
+    def backward(self, rng: random.Random) -> dict[str, float]:
         """Add the gradient of the whole batch's loss to the parameters, the same in every process.
 
         Args:
             rng: decides what is drawn.
-            done: share of the run that is done; it makes no difference here.
 
         Returns:
             As `TrainingStep.backward` does; ``overlap`` is that of keys of different facts, ``gates`` the

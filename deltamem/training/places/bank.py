@@ -28,18 +28,21 @@ DIFFICULTY = Difficulty(
     noted=0.3,
     reworded=0.3,
     earlier=0.2,
-    others=0.15,
-    lists=0.04,
-    families=True,
+    others=0.25,
+    lists=0.06,
+    together=0.45,
 )
 """Of the episodes that places are taken from."""
-_FAMILIES = 0.35
-"""Share of episodes with relations of the families among them: most of those differ in a noun alone."""
-_REST = 0.4
-"""Share that is kept of the places inside of a reply and outside of a value: they are many, and much alike."""
+_FAMILIES, _SINGLES = 0.25, 0.5
+"""Shares of episodes with relations of the families among them, most of which differ in a noun alone, and of those with
+relations that are no family's, which are asked for in words of their own and answered in them: to begin such an answer
+is what new phrasings fail at most."""
+_REST = 0.3
+"""Share that is kept of the places inside of a reply and outside of a value, but for those right after one: they are
+many, and much alike."""
 _BATCH = 24
-_OTHERS = 0.06
-"""Share of the tokens that tell nothing that is kept, for the write gates."""
+_OTHERS = 0.05
+"""Share of the tokens that tell nothing that is kept, for the gates."""
 _LIKELY = 8
 """Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
 
@@ -77,7 +80,8 @@ class Bank:
         unknown: asked about, and never told.
         told: tokens of values.
         told_ids: (n,), which tokens those are.
-        other: tokens that were written and tell nothing.
+        other: tokens that were written and tell nothing, after which the frozen backbone is to be left alone as well.
+        other_residuals: their residuals, as those of `places`.
         places: tokens after which a reply goes on.
         residuals: (n, hidden size) of `places`, in the last layer after its attention.
         targets: (n,) of `places`, the token that is to come.
@@ -94,6 +98,7 @@ class Bank:
     told: Tensor
     told_ids: Tensor
     other: Tensor
+    other_residuals: Tensor
     places: Tensor
     residuals: Tensor
     targets: Tensor
@@ -125,9 +130,7 @@ def build_bank(
     """
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
-    made = [
-        people.episode(rng, replace(DIFFICULTY, families=rng.random() < _FAMILIES), "train") for _ in range(episodes)
-    ]
+    made = [people.episode(rng, difficulty(rng), "train") for _ in range(episodes)]
     made.sort(key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history))
     builder = _Builder(passes, torch.Generator().manual_seed(seed))
     for start in range(0, episodes, _BATCH):
@@ -139,13 +142,19 @@ def build_bank(
     return builder.bank()
 
 
+def difficulty(rng: random.Random) -> Difficulty:
+    """Of one of the episodes."""
+    kind = rng.random()
+    return replace(DIFFICULTY, families=kind < _FAMILIES, singles=_FAMILIES <= kind < _FAMILIES + _SINGLES)
+
+
 class _Builder:
     def __init__(self, passes: Passes, generator: torch.Generator) -> None:
         self._passes, self._generator = passes, generator
         self._tail = Tail(passes.memory)
         self._facts: list[Fact] = []
         self._hidden: dict[str, list[Tensor]] = {k: [] for k in ("told", "other", "places", "idle")}
-        self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("places", "idle")}
+        self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("other", "places", "idle")}
         self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "starts")}
         self._ids: list[Tensor] = []
         self._counts = {"told": 0, "places": 0}
@@ -169,11 +178,13 @@ class _Builder:
         some = torch.rand(told.shape, generator=self._generator) < _OTHERS
         # A value that was corrected later is marked as nobody's, and is no token that tells nothing.
         plain = torch.tensor([all(q.kind != "corrected" for q in e.asked) for e in episodes])
+        other = batch.written & ~told & some & plain[:, None]
         with (
             torch.no_grad(),
             self._passes.memory.disabled(),
             self._record("told", told),
-            self._record("other", batch.written & ~told & some & plain[:, None]),
+            self._record("other", other),
+            self._tail.record(other, self._residuals["other"]),
         ):
             self._passes.run(batch)
         self._ids.append(batch.ids[told])
@@ -192,7 +203,9 @@ class _Builder:
     ) -> None:
         batch = read_batch(self._passes.form, asked)
         counts = batch.targets != -100
-        rest = counts & (batch.values == 0) & ~batch.starts
+        value = batch.values > 0
+        after = torch.nn.functional.pad(value[:, :-1], (1, 0))
+        rest = counts & ~value & ~after & ~batch.starts
         kept = counts & ~(rest & (torch.rand(rest.shape, generator=self._generator) >= _REST))
         self._read("places", batch, kept)
         self._marks["targets"].append(batch.targets[kept])
@@ -247,6 +260,7 @@ class _Builder:
             hidden["told"],
             torch.cat(self._ids),
             hidden["other"],
+            residuals["other"],
             hidden["places"],
             residuals["places"],
             targets,

@@ -12,14 +12,12 @@ from torch import Tensor
 from deltamem.training.places.bank import Bank, Fact, Topic
 
 _TRIES = 40
-_TOLD_TWICE = 0.1
+_TOLD_TWICE = 0.2
 """Share of facts that were told with another value before."""
-_SOMEBODY_ELSES = 0.25
+_SOMEBODY_ELSES = 0.35
 """Share of histories in which somebody else's is told beside one's own."""
 _LATER = 0.5
 """Share that is kept of the places inside a value: what comes after its first token is easier to find."""
-_REST = 3
-"""One place outside of values for so many in them: replies to questions are much alike."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class Drawing:
             facts: how many in each.
             count: of histories.
             unknown: chance, per fact told, that something never told is asked about.
-            places: about so many of those that are part of a value.
+            places: about so many of those that are part of a value, and as many others.
         """
         bank = self._bank
         told: list[list[tuple[int, int]]] = []
@@ -86,7 +84,7 @@ class Drawing:
         values = [a for a in asked if self._value[a[1]] and (a[1] not in self._later or rng.random() < _LATER)]
         rest = [a for a in asked if not self._value[a[1]]]
         values = rng.sample(values, min(len(values), places))
-        rest = rng.sample(rest, min(len(rest), places // _REST))
+        rest = rng.sample(rest, min(len(rest), places))
         return self._laid_out(told, values + rest)
 
     def _facts(self, rng: random.Random, count: int) -> list[Fact]:

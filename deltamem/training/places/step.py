@@ -26,13 +26,13 @@ _OPEN, _SHUT = 0.95, 1e-3
 _SHUT_WEIGHT = 4.0
 _LOOKED_AT = 128
 """Tokens that tell nothing, and that ask for nothing, in a step."""
-_LOUD = 0.2
-"""Share of a run in which ordinary talk is not left alone yet: read gates that shut before anything worth reading is
-found do not open again. It is left alone little by little until twice that."""
+_ASKING = 0.98
+"""Read gate wanted where something is to be said. Without it, gates that are to be shut elsewhere shut before anything
+worth reading is found, and do not open again."""
 _JITTER = 0.2
 """Noise on hidden states, relative to their spread: the same few are drawn again and again, and what is learnt is to
 hold for values and words that were not among them."""
-_UNKNOWN = 0.1
+_UNKNOWN = 0.2
 """Chance, per fact told, that something never told is asked about."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
@@ -59,12 +59,11 @@ class PlacesStep:
         numbers[bank.candidates] = torch.arange(len(bank.candidates))
         self._number = numbers
 
-    def backward(self, rng: random.Random, done: float = 1.0) -> dict[str, float]:
+    def backward(self, rng: random.Random) -> dict[str, float]:
         """Add the gradient of the whole batch's loss to the parameters, the same in every process.
 
         Args:
             rng: decides what is drawn.
-            done: share of the run that is done.
 
         Returns:
             As `CachedStep.backward` does.
@@ -75,7 +74,8 @@ class PlacesStep:
         drawn = self._drawing.histories(
             rng, facts, max(4, recipe.cached_questions // facts), _UNKNOWN, recipe.cached_questions
         )
-        state, gates, overlap = self._write(drawn, self._some(rng, bank.other))
+        others = self._some(rng, bank.other)
+        state, gates, overlap = self._write(drawn, others)
         values, starts = bank.values[drawn.places], bank.starts[drawn.places]
         kinds = (values, starts & ~values, ~values & ~starts)
         mine = torch.tensor(team.share(range(len(drawn.places))), dtype=torch.long)
@@ -93,10 +93,11 @@ class PlacesStep:
             part = losses[kind[mine]].sum() / max(1, int(kind.sum()))
             sums[name] = float(part.detach())
             loss = loss + weight * part
-        idle, quiet = self._idle(rng, state, len(drawn.valid))
+        if recipe.silence_weight:
+            loss = loss + recipe.silence_weight * self._gates(hidden, _ASKING) * len(mine) / len(drawn.places)
+        idle, quiet = self._idle(rng, state, others)
         sums["ordinary"] = float(idle.detach())
-        hush = min(1.0, max(0.0, (done - _LOUD) / _LOUD))
-        alone = hush * (recipe.ordinary_weight * idle + recipe.silence_weight * quiet)
+        alone = recipe.ordinary_weight * idle + recipe.silence_weight * quiet
         loss = loss + (alone + recipe.addressing_weight * (gates + recipe.spread * overlap)) / team.size
         loss.backward()
         team.sum_gradients(list(self._passes.memory.parameters()))
@@ -153,25 +154,30 @@ class PlacesStep:
             found = found + layer.correction("o", layer.read(x[:, None], own))[:, 0]
         return found
 
-    def _idle(self, rng: random.Random, state: Tensor, histories: int) -> tuple[Tensor, Tensor]:
-        """Of ordinary talk: the KL to the frozen backbone, and how far read gates are from being shut."""
+    def _gates(self, hidden: Tensor, wanted: float) -> Tensor:
+        """How far read gates are from what is wanted of them at hidden states (layers, n, hidden size)."""
+        if not self._passes.memory.config.read_gate:
+            return hidden.new_zeros(())
+        layers = delta_layers(self._passes.memory)
+        return torch.stack(
+            [towards(layer.read_gates(x), wanted) for layer, x in zip(layers, hidden, strict=True)]
+        ).mean()
+
+    def _idle(self, rng: random.Random, state: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        """Of ordinary talk, and of what tells nothing: the KL to the frozen backbone, and how far read gates are from
+        being shut.
+        """
         bank, device = self._bank, self._passes.device
         some = self._some(rng, bank.idle)
-        if not len(some):
+        hidden = torch.cat([bank.idle[:, some], bank.other[:, others]], dim=1).to(device).float()
+        residuals = torch.cat([bank.idle_residuals[some], bank.other_residuals[others]]).to(device)
+        if not len(residuals):
             return state.new_zeros(()), state.new_zeros(())
-        hidden, residuals = bank.idle[:, some], bank.idle_residuals[some]
-        rows = torch.tensor(rng.choices(range(histories), k=len(some)), device=state.device)
+        rows = torch.tensor(rng.choices(range(state.shape[1]), k=len(residuals)), device=device)
         with torch.no_grad():
-            frozen = self._tail(residuals.to(device), self._candidates).float().log_softmax(-1)
+            frozen = self._tail(residuals, self._candidates).float().log_softmax(-1)
         found = self._tail(self._bent(hidden, residuals, state[:, rows]), self._candidates).log_softmax(-1)
-        quiet = state.new_zeros(())
-        if self._passes.memory.config.read_gate and self._recipe.silence_weight:
-            quiet = torch.stack(
-                [
-                    towards(layer.read_gates(x), SILENT)
-                    for layer, x in zip(delta_layers(self._passes.memory), hidden.to(device).float(), strict=True)
-                ]
-            ).mean()
+        quiet = self._gates(hidden, SILENT) if self._recipe.silence_weight else state.new_zeros(())
         return F.kl_div(found, frozen, reduction="batchmean", log_target=True), quiet
 
     def _report(self, sums: dict[str, float], gates: float, overlap: float, values: int) -> dict[str, float]:
