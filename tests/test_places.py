@@ -161,6 +161,26 @@ def test_what_was_told_is_what_was_marked(passes: Passes, people: SyntheticPeopl
     assert torch.isin(bank.targets, bank.candidates).all() and bank.unsaid in bank.candidates
 
 
+def test_how_replies_begin_is_kept_of_every_question(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = people.questions(random.Random(0))
+    assert {q.topic for q in asked} >= {r.id for r in (*people.relations, *people.singles, *people.families)}
+    held_out = {r.questions[-1] for r in people.relations}
+    assert not any(q.text.endswith(way) for q in asked for way in held_out)
+    few = asked[:9]
+    monkeypatch.setattr(people, "questions", lambda _rng: few)
+    bank = build_bank(passes, people, IDLE, 2)
+    words = [t for q in few for t in passes.form.text(q.answer)]
+    assert bank.opening_targets.tolist() == words
+    with torch.no_grad():
+        batch = read_batch(passes.form, [(0, q) for q in few])
+        expected = passes.read(batch, None)[:, bank.candidates]
+        found = Tail(passes.memory)(bank.opening_residuals, bank.candidates)
+    inside = batch.expected()[0] != passes.form.following[0]
+    torch.testing.assert_close(found, expected[inside], atol=0.05, rtol=0.05)
+
+
 def test_histories_hold_different_topics_and_ask_about_them(bank: Bank) -> None:
     drawing = Drawing(bank)
     of = {place: fact for fact in bank.facts for place in fact.asked}
@@ -205,7 +225,7 @@ def test_every_part_of_the_adapter_learns(passes: Passes, bank: Bank) -> None:
 
 def test_steps_on_places_learn(tmp_path: Path, tokenizer: Any) -> None:
     people = few_people()
-    people.relations, people.families, people.singles = people.relations[:4], [], people.relations[:4]
+    people.families, people.singles = [], people.relations
     memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
     recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
                     reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2)  # fmt: skip
@@ -243,5 +263,5 @@ def test_the_start_finds_what_a_question_is_about(passes: Passes, bank: Bank) ->
     before = nearness(passes, bank)
     said: list[str] = []
     start_from(passes.memory, bank, report=lambda what, _share: said.append(what))
-    assert nearness(passes, bank) > max(0.15, 3 * before)
+    assert nearness(passes, bank) > max(0.08, 3 * before)
     assert set(said) == {"learning to say what is read"}

@@ -66,20 +66,20 @@ class Fact:
 
     def reply(self, answer: str) -> tuple[str, str]:
         """One of the relation's answers, and the words of it that come before the value."""
-        owned = self._owned(answer)
+        owned = self.said_of(answer)
         return owned.format(v=self.value), owned.partition("{v}")[0].rstrip()
 
     def phrase(self, rng: random.Random, phrasings: tuple[str, ...], split: Split) -> str:
         """One of the relation's statements or questions, of a split, about the owner."""
         offered = phrasings[-1:] if split == "heldout" else phrasings[:-1]
         if self.owner is not None:
-            owned = [self._owned(p) for p in offered]
+            owned = [self.said_of(p) for p in offered]
             changed = [new for new, old in zip(owned, offered, strict=True) if new != old]
             # Where the held-out phrasing says no "my", the plainest one does.
-            offered = tuple(changed or [self._owned(phrasings[0])])
+            offered = tuple(changed or [self.said_of(phrasings[0])])
         return rng.choice(offered)
 
-    def _owned(self, text: str) -> str:
+    def said_of(self, text: str) -> str:
         """A text about the user's own, told of the owner."""
         if self.owner is None:
             return text

@@ -267,6 +267,19 @@ class SyntheticPeople:
         """One way to ask the user's own fact of a relation, of the training split."""
         return self._question(rng, Fact(relation, ""), "train")
 
+    def questions(self, rng: random.Random) -> list[Question]:
+        """Every way to ask of the training split, with what an answer begins with; some of a family's ways each."""
+        asked = []
+        singular = {relation.id: relation for relation in (*self.relations, *self.singles)}
+        for relation in (*singular.values(), *singular.values(), *self.families):
+            ways = relation.questions[:-1]
+            for way in ways if relation.id in singular else rng.sample(ways, (len(ways) + 1) // 2):
+                owned = relation.possessed and rng.random() < 0.2
+                fact = Fact(relation, "", rng.choice(self._people["train"]) if owned else None)
+                text = self._around_it(rng, "question", fact.said_of(way))
+                asked.append(Question(text, fact.reply(relation.answer)[1], "", relation.id))
+        return asked
+
     def _question(self, rng: random.Random, fact: Fact, split: Split) -> str:
         question = fact.phrase(rng, fact.relation.questions, split)
         if split == "heldout":

@@ -35,11 +35,9 @@ DIFFICULTY = Difficulty(
 """Of the episodes that places are taken from."""
 _FAMILIES, _SINGLES = 0.25, 0.5
 """Shares of episodes with relations of the families among them, most of which differ in a noun alone, and of those with
-relations that are no family's, which are asked for in words of their own and answered in them: to begin such an answer
-is what new phrasings fail at most."""
-_REST = 0.3
-"""Share that is kept of the places inside of a reply and outside of a value, but for those right after one: they are
-many, and much alike."""
+relations that are no family's, which are asked for in words of their own and answered in them."""
+_REST = 0.2
+"""Share that is kept of the places outside of a value, but for those right after one: they are many, and much alike."""
 _BATCH = 24
 _OTHERS = 0.05
 """Share of the tokens that tell nothing that is kept, for the gates."""
@@ -86,7 +84,10 @@ class Bank:
         residuals: (n, hidden size) of `places`, in the last layer after its attention.
         targets: (n,) of `places`, the token that is to come.
         values: (n,) of `places`, true where that is part of what had to be remembered.
-        starts: (n,) of `places`, true where it begins a reply.
+        openings: tokens after which a reply goes on that has not come to its value yet; in what words it is begun hangs
+            on the question alone, so these are of every question there is.
+        opening_residuals: their residuals, as those of `places`.
+        opening_targets: (n,) of `openings`, the token that is to come.
         idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
         idle_residuals: their residuals.
         candidates: token ids among which a target is told apart.
@@ -103,7 +104,9 @@ class Bank:
     residuals: Tensor
     targets: Tensor
     values: Tensor
-    starts: Tensor
+    openings: Tensor
+    opening_residuals: Tensor
+    opening_targets: Tensor
     idle: Tensor
     idle_residuals: Tensor
     candidates: Tensor
@@ -136,6 +139,10 @@ def build_bank(
     for start in range(0, episodes, _BATCH):
         builder.add(made[start : start + _BATCH])
         say("reading what is told and asked", start / episodes)
+    questions = people.questions(rng)
+    for start in range(0, len(questions), _BATCH):
+        builder.begin(questions[start : start + _BATCH])
+        say("reading how replies begin", start / len(questions))
     for start in range(0, len(ordinary), _BATCH):
         builder.leave_alone(ordinary[start : start + _BATCH])
         say("reading ordinary talk", start / len(ordinary))
@@ -153,9 +160,9 @@ class _Builder:
         self._passes, self._generator = passes, generator
         self._tail = Tail(passes.memory)
         self._facts: list[Fact] = []
-        self._hidden: dict[str, list[Tensor]] = {k: [] for k in ("told", "other", "places", "idle")}
-        self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("other", "places", "idle")}
-        self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "starts")}
+        self._hidden: dict[str, list[Tensor]] = {k: [] for k in ("told", "other", "places", "openings", "idle")}
+        self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("other", "places", "openings", "idle")}
+        self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "begun")}
         self._ids: list[Tensor] = []
         self._counts = {"told": 0, "places": 0}
         self._unsaid: Counter[int] = Counter()
@@ -205,12 +212,11 @@ class _Builder:
         counts = batch.targets != -100
         value = batch.values > 0
         after = torch.nn.functional.pad(value[:, :-1], (1, 0))
-        rest = counts & ~value & ~after & ~batch.starts
+        rest = counts & ~value & ~after
         kept = counts & ~(rest & (torch.rand(rest.shape, generator=self._generator) >= _REST))
         self._read("places", batch, kept)
         self._marks["targets"].append(batch.targets[kept])
         self._marks["values"].append(batch.values[kept] > 0)
-        self._marks["starts"].append((batch.starts & (batch.values == 0))[kept])
         for n, (i, window) in enumerate(asked):
             asks = [q for q in (*window.earlier, window) if q.kind != "ordinary"]
             at = -1
@@ -225,6 +231,13 @@ class _Builder:
                 self._counts["places"] += 1
                 if question.kind == "unknown" and batch.values[n, k] > 0 and not (k and batch.values[n, k - 1] > 0):
                     self._unsaid[int(batch.targets[n, k])] += 1
+
+    def begin(self, questions: Sequence[Question]) -> None:
+        batch = read_batch(self._passes.form, [(0, q) for q in questions])
+        kept = batch.targets != -100
+        kept[:, -1] = False  # a reply does not end there
+        self._read("openings", batch, kept)
+        self._marks["begun"].append(batch.targets[kept])
 
     def leave_alone(self, questions: Sequence[Question]) -> None:
         batch = read_batch(self._passes.form, [(0, q) for q in questions])
@@ -248,12 +261,12 @@ class _Builder:
         for kind in list(self._hidden):  # one at a time: together they are half of what is in memory
             hidden[kind] = torch.cat(self._hidden.pop(kind), dim=1)
         residuals = {kind: torch.cat(parts) for kind, parts in self._residuals.items()}
-        targets, values, starts = (torch.cat(self._marks[k]) for k in ("targets", "values", "starts"))
+        targets, values, begun = (torch.cat(self._marks[k]) for k in ("targets", "values", "begun"))
         likely = [
             self._tail(part.to(self._passes.device)).topk(_LIKELY).indices.flatten().cpu()
             for part in residuals["places"][values].split(512)
         ]
-        candidates = torch.unique(torch.cat([targets, *self._ids, *likely]))
+        candidates = torch.unique(torch.cat([targets, begun, *self._ids, *likely]))
         return Bank(
             [f for f in self._facts if f.told and f.asked],
             [f for f in self._facts if not f.told and f.asked],
@@ -265,7 +278,9 @@ class _Builder:
             residuals["places"],
             targets,
             values,
-            starts,
+            hidden["openings"],
+            residuals["openings"],
+            begun,
             hidden["idle"],
             residuals["idle"],
             candidates,

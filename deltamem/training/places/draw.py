@@ -18,6 +18,8 @@ _SOMEBODY_ELSES = 0.35
 """Share of histories in which somebody else's is told beside one's own."""
 _LATER = 0.5
 """Share that is kept of the places inside a value: what comes after its first token is easier to find."""
+_REST = 3
+"""One place outside of values for so many in them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Drawing:
             facts: how many in each.
             count: of histories.
             unknown: chance, per fact told, that something never told is asked about.
-            places: about so many of those that are part of a value, and as many others.
+            places: about so many of those that are part of a value.
         """
         bank = self._bank
         told: list[list[tuple[int, int]]] = []
@@ -84,7 +86,7 @@ class Drawing:
         values = [a for a in asked if self._value[a[1]] and (a[1] not in self._later or rng.random() < _LATER)]
         rest = [a for a in asked if not self._value[a[1]]]
         values = rng.sample(values, min(len(values), places))
-        rest = rng.sample(rest, min(len(rest), places))
+        rest = rng.sample(rest, min(len(rest), places // _REST))
         return self._laid_out(told, values + rest)
 
     def _facts(self, rng: random.Random, count: int) -> list[Fact]:

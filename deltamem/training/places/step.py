@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,20 @@ worth reading is found, and do not open again."""
 _JITTER = 0.2
 """Noise on hidden states, relative to their spread: the same few are drawn again and again, and what is learnt is to
 hold for values and words that were not among them."""
-_UNKNOWN = 0.2
+_UNKNOWN = 0.15
 """Chance, per fact told, that something never told is asked about."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
+
+
+class _Asked(NamedTuple):
+    """Places (P,) among hidden states, with the rows of the states they are about (P,) and the targets (P,)."""
+
+    hidden: Tensor
+    residuals: Tensor
+    places: Tensor
+    rows: Tensor
+    targets: Tensor
 
 
 class PlacesStep:
@@ -76,25 +87,16 @@ class PlacesStep:
         )
         others = self._some(rng, bank.other)
         state, gates, overlap = self._write(drawn, others)
-        values, starts = bank.values[drawn.places], bank.starts[drawn.places]
-        kinds = (values, starts & ~values, ~values & ~starts)
-        mine = torch.tensor(team.share(range(len(drawn.places))), dtype=torch.long)
-        places, rows = drawn.places[mine], drawn.rows[mine].to(state.device)
-        hidden = self._jittered(bank.places[:, places], len(drawn.places), mine)
-        bent = self._bent(hidden, bank.residuals[places], state[:, rows])
-        logits = self._tail(bent, self._candidates)
-        targets = self._number[drawn.targets[mine]].to(logits.device)
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        sums = {"right": float((logits.argmax(-1) == targets)[values[mine]].sum())}
-        loss = losses.new_zeros(())
-        for name, kind, weight in zip(
-            ("value", "start", "rest"), kinds, (1.0, recipe.start_weight, recipe.rest_weight), strict=True
-        ):
-            part = losses[kind[mine]].sum() / max(1, int(kind.sum()))
-            sums[name] = float(part.detach())
-            loss = loss + weight * part
-        if recipe.silence_weight:
-            loss = loss + recipe.silence_weight * self._gates(hidden, _ASKING) * len(mine) / len(drawn.places)
+        sums: dict[str, float] = {}
+        values = bank.values[drawn.places]
+        told = _Asked(bank.places, bank.residuals, drawn.places, drawn.rows, drawn.targets)
+        loss = self._said(told, state, {"value": (values, 1.0), "rest": (~values, recipe.rest_weight)}, sums)
+        if bank.openings.shape[1]:
+            some = torch.tensor(rng.choices(range(bank.openings.shape[1]), k=recipe.cached_questions))
+            rows = torch.tensor(rng.choices(range(state.shape[1]), k=len(some)))
+            begun = _Asked(bank.openings, bank.opening_residuals, some, rows, bank.opening_targets[some])
+            every = torch.ones(len(some), dtype=torch.bool)
+            loss = loss + self._said(begun, state, {"start": (every, recipe.start_weight)}, sums)
         idle, quiet = self._idle(rng, state, others)
         sums["ordinary"] = float(idle.detach())
         alone = recipe.ordinary_weight * idle + recipe.silence_weight * quiet
@@ -113,6 +115,27 @@ class PlacesStep:
         noise = torch.rand(layers, own if count is None else count, width, generator=self._generator) - 0.5
         noise = noise if mine is None else noise[:, mine]
         return found + noise.to(found.device) * (_JITTER * math.sqrt(12) * self._spread)
+
+    def _said(
+        self, asked: _Asked, state: Tensor, kinds: dict[str, tuple[Tensor, float]], sums: dict[str, float]
+    ) -> Tensor:
+        """The weighted losses of this process's share of what is asked; adds them up in `sums` by their kind."""
+        mine = torch.tensor(self._team.share(range(len(asked.places))), dtype=torch.long)
+        places, rows = asked.places[mine], asked.rows[mine].to(state.device)
+        hidden = self._jittered(asked.hidden[:, places], len(asked.places), mine)
+        logits = self._tail(self._bent(hidden, asked.residuals[places], state[:, rows]), self._candidates)
+        targets = self._number[asked.targets[mine]].to(logits.device)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        loss = losses.new_zeros(())
+        if self._recipe.silence_weight:
+            loss = self._recipe.silence_weight * self._gates(hidden, _ASKING) * len(mine) / len(asked.places) / 2
+        for name, (kind, weight) in kinds.items():
+            part = losses[kind[mine]].sum() / max(1, int(kind.sum()))
+            sums[name] = float(part.detach())
+            loss = loss + weight * part
+            if name == "value":
+                sums["right"] = float((logits.argmax(-1) == targets)[kind[mine]].sum())
+        return loss
 
     # Writing
 
@@ -183,7 +206,7 @@ class PlacesStep:
     def _report(self, sums: dict[str, float], gates: float, overlap: float, values: int) -> dict[str, float]:
         recipe = self._recipe
         names = ("right", "value", "start", "rest")
-        own = torch.tensor([sums[name] for name in names], device=self._passes.device)
+        own = torch.tensor([sums.get(name, 0.0) for name in names], device=self._passes.device)
         found = dict(zip(names, self._team.sum(own).tolist(), strict=True))
         right = found.pop("right")
         loss = found["value"] + recipe.start_weight * found["start"] + recipe.rest_weight * found["rest"]
