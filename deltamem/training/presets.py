@@ -31,7 +31,7 @@ _CACHED = Preset(
 
 # Nothing that is told or asked moves a hidden state before the last layer, so no step needs a call of the backbone.
 _PLACES = Preset(
-    replace(_CACHED.config, read_gate_floor=0.6, write_gate_floor=0.6, base_state=True, corrections="last"),
+    replace(_CACHED.config, read_gate_floor=0.8, write_gate_floor=0.6, base_state=True, corrections="last"),
     Recipe(
         steps=3500,
         cached_steps=3500,
@@ -48,11 +48,11 @@ _PLACES = Preset(
         warmup=20,
         decay=1.0,
         clip=5.0,
-        start_weight=1.5,
+        start_weight=2.0,
         rest_weight=0.7,
         spread=0.2,
-        ordinary_weight=2.0,
-        silence_weight=2.0,
+        ordinary_weight=3.0,
+        silence_weight=3.0,
         eval_every=1000,
         save_every=500,
     ),

@@ -33,7 +33,7 @@ worth reading is found, and do not open again."""
 _JITTER = 0.2
 """Noise on hidden states, relative to their spread: the same few are drawn again and again, and what is learnt is to
 hold for values and words that were not among them."""
-_UNKNOWN = 0.15
+_UNKNOWN = 0.25
 """Chance, per fact told, that something never told is asked about."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
@@ -106,7 +106,8 @@ class PlacesStep:
         return self._report(sums, float(gates.detach()), float(overlap.detach()), int(values.sum()))
 
     def _some(self, rng: random.Random, hidden: Tensor) -> Tensor:
-        return torch.tensor(rng.choices(range(hidden.shape[1]), k=_LOOKED_AT)) if hidden.shape[1] else torch.tensor([])
+        count = hidden.shape[1]
+        return torch.tensor(rng.choices(range(count), k=_LOOKED_AT if count else 0), dtype=torch.long)
 
     def _jittered(self, hidden: Tensor, count: int | None = None, mine: Tensor | None = None) -> Tensor:
         """Hidden states (layers, n, hidden size) with uniform noise on them: that for `mine` of `count` there are."""
