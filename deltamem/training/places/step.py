@@ -33,7 +33,7 @@ worth reading is found, and do not open again."""
 _JITTER = 0.2
 """Noise on hidden states, relative to their spread: the same few are drawn again and again, and what is learnt is to
 hold for values and words that were not among them."""
-_UNKNOWN = 0.25
+_UNKNOWN = 0.15
 """Chance, per fact told, that something never told is asked about."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
