@@ -46,6 +46,8 @@ class Difficulty:
         sessions: share of histories that are told in two sessions.
         families: relations made from nouns and phrasings that go with all of them are in play as well.
         singles: relations that are no family's are in play instead, told and asked for in more words.
+        natural: share of values that are what one would expect of their relation, where such are known; the others are
+            any words.
         together: chance of each fact after the first to be told in one message with the one before.
     """
 
@@ -66,6 +68,7 @@ class Difficulty:
     sessions: float = 0.0
     families: bool = False
     singles: bool = False
+    natural: float = 0.0
     together: float = 0.3
 
 
@@ -106,6 +109,7 @@ class SyntheticPeople:
         self.families = [relation for family in _data("families.json") for relation in _family(family)]
         self.singles = _singles(self.relations)
         self.heldout_relations = [r for r in relations if r.heldout]
+        self._natural = {of: sort["values"] for sort in _data("values.json").values() for of in sort["of"]}
         self.ordinary: dict[Split, list[str]] = _data("ordinary.json")
         talk = _data("small_talk.json")
         self.acknowledgements: list[str] = talk["acknowledgements"]
@@ -192,6 +196,9 @@ class SyntheticPeople:
         taken: set[str] = set()
         for relation in rng.sample(relations, count):
             value = self._value(rng, relation.kind, difficulty, values, taken)
+            if difficulty.natural and rng.random() < difficulty.natural:
+                known = [v for v in self._natural.get(relation.id, ()) if v not in taken]
+                value = rng.choice(known) if known else value
             taken.add(value)
             if rng.random() < difficulty.lists:
                 second = self._value(rng, relation.kind, difficulty, values, taken)

@@ -30,6 +30,7 @@ DIFFICULTY = Difficulty(
     earlier=0.2,
     others=0.25,
     lists=0.06,
+    natural=0.35,
     together=0.45,
 )
 """Of the episodes that places are taken from."""
