@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,19 @@ def test_more_words_and_relations_keep_off_what_is_held_out(people: SyntheticPeo
     assert not {r.id for r in people.heldout_relations} & {r.id for r in offered}
     told = {q.topic for e in everything(people, Difficulty(singles=True), facts=4) for q in e.questions}
     assert told <= {r.id for r in people.singles} and not told <= {r.id for r in people.relations}
+
+
+def test_some_values_are_what_one_would_expect(people: SyntheticPeople) -> None:
+    known = {r.id for r in (*people.relations, *people.singles, *people.families)}
+    data = json.loads((files("deltamem.episodes") / "data" / "values.json").read_text("utf-8"))
+    sorts = {of: set(sort["values"]) for sort in data.values() for of in sort["of"]}
+    assert set(sorts) <= known, "each is a relation's"
+    assert sum(len(sort["of"]) for sort in data.values()) == len(sorts), "no relation is of two sorts"
+    asked = [q for e in everything(people, Difficulty(natural=1.0), facts=4) for q in e.questions]
+    fitting = [q.value in sorts[q.topic] for q in asked if q.topic in sorts]
+    assert sum(fitting) > 0.9 * len(fitting) > 40  # a pool may run out within an episode
+    plain = [q for e in everything(people, Difficulty(), facts=4) for q in e.questions if q.topic in sorts]
+    assert not any(q.value in sorts[q.topic] for q in plain)
 
 
 def test_facts_are_told_together_as_often_as_is_asked(people: SyntheticPeople) -> None:
