@@ -7,14 +7,13 @@ and words made up from syllables.
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib import resources
 from typing import Any
 
 from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.episodes.relation_data import families, read_data, singles, told_relations
 from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.words import Split, made_up, split_words
 from deltamem.errors import DataError
@@ -92,26 +91,14 @@ class SyntheticPeople:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        data = _data("relations.json")
-        relations = [
-            Relation(
-                r["id"],
-                r["kind"],
-                tuple(r["statements"]),
-                tuple(r["questions"]),
-                r["answer"],
-                r.get("possessed", ""),
-                r.get("heldout", False),
-            )
-            for r in data["relations"]
-        ]
+        data, relations = read_data("relations.json"), told_relations()
         self.relations = [r for r in relations if not r.heldout]
-        self.families = [relation for family in _data("families.json") for relation in _family(family)]
-        self.singles = _singles(self.relations)
+        self.families = families()
+        self.singles = singles(self.relations)
         self.heldout_relations = [r for r in relations if r.heldout]
-        self._natural = {of: sort["values"] for sort in _data("values.json").values() for of in sort["of"]}
-        self.ordinary: dict[Split, list[str]] = _data("ordinary.json")
-        talk = _data("small_talk.json")
+        self._natural = {of: sort["values"] for sort in read_data("values.json").values() for of in sort["of"]}
+        self.ordinary: dict[Split, list[str]] = read_data("ordinary.json")
+        talk = read_data("small_talk.json")
         self.acknowledgements: list[str] = talk["acknowledgements"]
         self.small_talk = [Turn(user, reply) for user, reply in talk["train"]]
         self._heldout_talk = [Turn(user, reply) for user, reply in talk["heldout"]]
@@ -379,41 +366,6 @@ class SyntheticPeople:
                 self.replies.setdefault(fact.relation.id, []).append(words.replace(fact.value, "{v}"))
         self.small_talk = self.small_talk + [Turn(q.text, q.answer) for q in ordinary]
         return ordinary
-
-
-def _family(data: dict[str, Any]) -> list[Relation]:
-    made = []
-    for noun in data["nouns"]:
-        said = {k: tuple(p.replace("{n}", noun) for p in data[k]) for k in ("statements", "questions")}
-        mine, answer = data["possessed"].replace("{n}", noun), data["answer"].replace("{n}", noun)
-        made.append(Relation(mine.replace(" ", "_"), data["kind"], said["statements"], said["questions"], answer, mine))
-    return made
-
-
-def _singles(relations: list[Relation]) -> list[Relation]:
-    data = _data("singles.json")
-    made = []
-    for relation in relations:
-        more = data["phrasings"].get(relation.id)
-        if more is not None:
-            statements, questions = (
-                (*more["statements"], *relation.statements),
-                (*more["questions"], *relation.questions),
-            )
-            made.append(replace(relation, statements=_once(statements), questions=_once(questions)))
-    for single in data["relations"]:
-        # The last phrasing is held-out people's, who are told nothing of these.
-        said = {k: (*single[k], single[k][0]) for k in ("statements", "questions")}
-        made.append(Relation(single["id"], single["kind"], said["statements"], said["questions"], single["answer"]))
-    return made
-
-
-def _once(phrasings: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(phrasings))
-
-
-def _data(name: str) -> Any:
-    return json.loads((resources.files("deltamem.episodes") / "data" / name).read_text("utf-8"))
 
 
 def _groups(rng: random.Random, facts: list[Any], together: float) -> list[list[Any]]:

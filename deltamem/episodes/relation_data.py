@@ -1,0 +1,68 @@
+"""The relations in `data/`: those of people, those made from nouns, and more words for those that are neither."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+from deltamem.episodes.relations import Relation
+
+
+def told_relations() -> list[Relation]:
+    """All relations of made-up people, the held-out ones among them."""
+    return [
+        Relation(
+            r["id"],
+            r["kind"],
+            tuple(r["statements"]),
+            tuple(r["questions"]),
+            r["answer"],
+            r.get("possessed", ""),
+            r.get("heldout", False),
+        )
+        for r in read_data("relations.json")["relations"]
+    ]
+
+
+def families() -> list[Relation]:
+    """Relations that differ in a noun alone from others of their family."""
+    return [relation for family in read_data("families.json") for relation in _family(family)]
+
+
+def _family(data: dict[str, Any]) -> list[Relation]:
+    made = []
+    for noun in data["nouns"]:
+        said = {k: tuple(p.replace("{n}", noun) for p in data[k]) for k in ("statements", "questions")}
+        mine, answer = data["possessed"].replace("{n}", noun), data["answer"].replace("{n}", noun)
+        made.append(Relation(mine.replace(" ", "_"), data["kind"], said["statements"], said["questions"], answer, mine))
+    return made
+
+
+def singles(relations: list[Relation]) -> list[Relation]:
+    """Those of the relations that are no family's, in more words, and others of that sort."""
+    data = read_data("singles.json")
+    made = []
+    for relation in relations:
+        more = data["phrasings"].get(relation.id)
+        if more is not None:
+            statements, questions = (
+                (*more["statements"], *relation.statements),
+                (*more["questions"], *relation.questions),
+            )
+            made.append(replace(relation, statements=_once(statements), questions=_once(questions)))
+    for single in data["relations"]:
+        # The last phrasing is held-out people's, who are told nothing of these.
+        said = {k: (*single[k], single[k][0]) for k in ("statements", "questions")}
+        made.append(Relation(single["id"], single["kind"], said["statements"], said["questions"], single["answer"]))
+    return made
+
+
+def _once(phrasings: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(phrasings))
+
+
+def read_data(name: str) -> Any:
+    """What one of the files in `data/` holds."""
+    return json.loads((resources.files("deltamem.episodes") / "data" / name).read_text("utf-8"))
