@@ -24,6 +24,7 @@ _CHOICES = {
     "output_init": ("zero", "random", "base_slice", "base_slice_fixed"),
     "reads": ("all", "reply"),
     "corrections": ("own", "last"),
+    "keys": ("own", "pair"),
     "delta_scale_granularity": ("layer", "head"),
     "delta_scale_parameterization": ("alpha_over_rank",),
 }
@@ -34,6 +35,7 @@ _OURS = {
     "write_gate_floor": 0.0,
     "reads": "all",
     "corrections": "own",
+    "keys": "own",
     "base_state": False,
 }
 """Options that the published code does not know, and what leaves them out."""
@@ -94,6 +96,9 @@ class DeltaMemConfig:
         corrections: where those of o are added: to each layer's ``own`` attention output, or all of them to the
             ``last`` adapted layer's. Every hidden state that something is written or asked from then stays the frozen
             backbone's, whatever is in the memory. Not in the paper.
+        keys: what the key of a written token is made of: its ``own`` hidden state, or the ``pair`` of that and the one
+            of the token written right before it, added up. What a place in a reply asks with is like the token before
+            a value more than like the value. A short convolution, as linear attention has them; not in the paper.
         base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
             empty state can be learned, and does not wear off. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
@@ -128,6 +133,7 @@ class DeltaMemConfig:
     write_gate_floor: float = 0.0
     reads: str = "all"
     corrections: str = "own"
+    keys: str = "own"
     base_state: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
@@ -172,6 +178,8 @@ class DeltaMemConfig:
             raise ConfigError("state_update_mode no_lambda has no use for couple_lambda false")
         if self.corrections == "last" and (self.delta_heads != ("o",) or self.delta_o_rmsnorm):
             raise ConfigError("corrections last takes delta_heads [o] alone, without delta_o_rmsnorm")
+        if self.keys == "pair" and self.writes_segments:
+            raise ConfigError("keys pair is for memory_write_granularity token: a segment has no token before it")
         for name in ("read_gate_floor", "write_gate_floor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem.config import PROJECTIONS, DeltaMemConfig
+from deltamem.key_pairs import lent, paired, writes
 from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask_gates, uses_kernels
 
 UNIT_EPS = 1e-6
@@ -115,13 +116,20 @@ class DeltaLayer(nn.Module):
         query, *gate = self._asking()
         return [query, *self._telling(), *gate]
 
-    def signals(self, x: Tensor) -> tuple[Tensor, Told]:
-        """Queries (B, T, H, r), and what is written of hidden states x (B, T, hidden)."""
+    def signals(self, x: Tensor, first: Tensor | None = None, there: Tensor | None = None) -> tuple[Tensor, Told]:
+        """Queries (B, T, H, r), and what is written of hidden states x (B, T, hidden).
+
+        With keys in pairs `first` (B, H*r) is lent to the first token, and tokens that are not `there` (B, T) lend
+        nothing.
+        """
         # One product for all projections; they share their input.
         products = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._projections()))
         width, gates = len(self.memory_q_proj), len(self.read_gate_proj) if self.config.read_gate else 0
         raw, told, gate = products.split([width, products.shape[-1] - width - gates, gates], -1)
-        return self._queries(raw, gate), told_of(self.config, told + self._told_bias())
+        told = told + self._told_bias()
+        if self.config.keys == "pair":
+            told = paired(told, lent(told[..., :width], first, there))
+        return self._queries(raw, gate), told_of(self.config, told)
 
     def queries(self, x: Tensor) -> Tensor:
         """Queries alone, (B, T, H, r), for a call that only reads."""
@@ -132,6 +140,10 @@ class DeltaLayer(nn.Module):
     def told_products(self, x: Tensor) -> Tensor:
         """What `told_of` works on, (B, T, n): of a token, all that its write needs."""
         return F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._telling()), self._told_bias())
+
+    def key_products(self, x: Tensor) -> Tensor:
+        """The first of `told_products`, (B, T, H*r): with keys in pairs, what a token lends to the next one's."""
+        return F.linear(x.to(self.memory_q_proj.dtype), self.memory_k_proj)
 
     def told(self, x: Tensor) -> Told:
         """What is written of hidden states x (B, T, hidden)."""
@@ -184,16 +196,17 @@ class DeltaLayer(nn.Module):
         valid: Tensor | None = None,
         written: Tensor | None = None,
         trace: Callable[[Tensor], None] | None = None,
+        first: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Token-state write: each token reads, then writes. Reads (B, T, H*r) and the new state.
 
         Padding (not `valid`) does neither; a token that is not `written` (B, T) reads only. `trace` is given the
-        write gates (B, T, H, r or 1).
+        write gates (B, T, H, r or 1). `first` (B, H*r) is what keys in pairs lend to the first token.
         """
         config = self.config
         if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, config.rank):
-            return self._token(x, state, valid, written, trace)
-        q, (k, v, gates) = self.signals(x)
+            return self._token(x, state, valid, written, trace, first)
+        q, (k, v, gates) = self.signals(x, first, writes(valid, written))
         if written is not None:
             gates = mask_gates(gates, written)
         if trace is not None:
@@ -212,12 +225,16 @@ class DeltaLayer(nn.Module):
         valid: Tensor | None,
         written: Tensor | None,
         trace: Callable[[Tensor], None] | None,
+        first: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """One token of every sequence, in one launch after the projections."""
         from deltamem.recurrence.token_kernel import token_kernel
 
         config = self.config
         products = F.linear(x[:, 0].to(self.memory_q_proj.dtype), torch.cat(self._projections()))
+        if first is not None:
+            width = len(self.memory_k_proj)
+            products = torch.cat([products[:, :width], paired(products[:, width:], first.to(products))], -1)
         everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
         reads, state, gates = token_kernel(
             config,

@@ -24,6 +24,7 @@ from deltamem.attach import Hooks, dense_weight, find_sites
 from deltamem.call import Directions
 from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.errors import AttachError, StateError
+from deltamem.key_pairs import Lending
 from deltamem.layer import DeltaLayer
 from deltamem.runtime import Runtime
 from deltamem.state import MemoryState, OpenSegment
@@ -155,6 +156,7 @@ class DeltaMemory:
             layer.state = state.tensor[i].to(layer.weights.memory_q_proj).clone()
             layer.segment_sum = state.segment.sums[i] if state.segment is not None else None
         runtime.segment_counts = state.segment.counts if state.segment is not None else None
+        runtime.end_message()
 
     def reset(self, batch_size: int = 1) -> None:
         """Empty the state for a number of sequences."""
@@ -166,6 +168,11 @@ class DeltaMemory:
         Setting a state, or resetting, takes it out of there; `pin_state` puts it back and gives the same tensor.
         """
         return self._runtime.pin()
+
+    @property
+    def lending(self) -> Lending | None:
+        """What tokens lend to the keys of the next, where keys are in pairs."""
+        return self._runtime.lending
 
     def settle_state(self) -> None:
         """Move what the last call wrote to where `pin_state` put the state."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from deltamem.attach import AttentionSite
 from deltamem.call import Call, Directions
 from deltamem.errors import StateError
+from deltamem.key_pairs import Lending, lent, paired, writes
 from deltamem.layer import DeltaLayer
 from deltamem.side_by_side import MOST_TOKENS, write_side_by_side
 from deltamem.token_steps import TokenSteps
@@ -34,6 +35,7 @@ class _Entry(NamedTuple):
     call: Call
     state: Tensor
     collecting: bool
+    first: Tensor | None = None
 
 
 @dataclass
@@ -68,7 +70,8 @@ class Runtime:
         self._layers = [_Layer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
         self._steps: TokenSteps | None = None
         self._stepping = False
-        self._told: list[tuple[_Layer, Tensor]] = []  # of this call, and not written yet
+        self._told: list[tuple[int, Tensor]] = []  # layers' numbers; of this call, and not written yet
+        self._lending = Lending(len(self._layers)) if config.keys == "pair" else None
         self._pinned: Tensor | None = None
 
     @property
@@ -78,6 +81,10 @@ class Runtime:
             states, self._steps.states = self._steps.states, None
             for layer, state in zip(self._layers, states, strict=True):
                 layer.state = torch.from_numpy(state)[None]
+            if self._lending is not None:
+                self._lending.end()
+                for i, last in enumerate(() if self._steps.lent is None else self._steps.lent):
+                    self._lending.keep(i, torch.from_numpy(last)[None])
         return self._layers
 
     def _empty(self, weights: DeltaLayer, batch: int) -> Tensor:
@@ -90,6 +97,14 @@ class Runtime:
             layer.state = self._empty(layer.weights, batch_size)
             layer.segment_sum = None
         self.segment_counts = None
+        self.end_message()
+
+    def end_message(self) -> None:
+        """The next token that is written has none before it."""
+        if self._lending is not None:
+            self._lending.end()
+            if self._steps is not None:
+                self._steps.lent = None
 
     @property
     def batch_size(self) -> int:
@@ -109,6 +124,8 @@ class Runtime:
             if layer.state.data_ptr() != own.data_ptr():
                 own.copy_(layer.state)
                 layer.state = own
+        if self._lending is not None:
+            self._lending.expect(first.new_zeros(len(first), self._shape[0] * self._shape[1]))
         return self._pinned
 
     def settle(self) -> None:
@@ -118,6 +135,11 @@ class Runtime:
         torch.stack([layer.state for layer in layers], out=self._pinned)
         for layer, own in zip(layers, self._pinned, strict=True):
             layer.state = own
+
+    @property
+    def lending(self) -> Lending | None:
+        """What is lent from call to call, with keys in pairs."""
+        return self._lending
 
     def show_gates(self, gates: Tensor) -> None:
         """Have the write gates of all layers (L, B, T, H, r or 1) seen by whoever traces."""
@@ -154,6 +176,8 @@ class Runtime:
         """A call of the model begins (calls nest: the causal LM calls the decoder)."""
         if self._depth == 0:
             self._call = Call(self.directions, attention_mask)
+            if self.directions.mode != "write":
+                self.end_message()
         self._depth += 1
 
     def end(self, well: bool) -> None:
@@ -181,7 +205,9 @@ class Runtime:
                 # The last layer is worked out again before those whose reads it adds.
                 raise StateError("corrections at the last layer can't be checkpointed; switch checkpointing off")
             key = hidden.data_ptr()
-            layer.replays[key] = _Entry(self._call, layer.state, self.segment_counts is not None)
+            first = self._first(i, hidden)
+            kept = first if first is None else first.clone()
+            layer.replays[key] = _Entry(self._call, layer.state, self.segment_counts is not None, kept)
             layer.replays.move_to_end(key)
             while len(layer.replays) > _REPLAYS_KEPT:
                 layer.replays.popitem(last=False)
@@ -202,7 +228,7 @@ class Runtime:
             entry = replay
         else:
             call = self._call if self._call is not None else Call(self.directions)
-            entry = _Entry(call, layer.state, self.segment_counts is not None)
+            entry = _Entry(call, layer.state, self.segment_counts is not None, self._first(i, hidden))
         mode = entry.call.directions.mode
         if mode == "off":
             layer.reads = None
@@ -217,7 +243,7 @@ class Runtime:
         if layer.weights.memory_q_proj.device != hidden.device:
             layer.weights.to(hidden.device)  # the model was moved after attaching
         if mode == "write" and entry.call.mute and not self._segment_writes and not torch.is_grad_enabled():
-            self._tell(layer, hidden)
+            self._tell(i, hidden)
             return
         with ExitStack() as stack:
             if torch.is_autocast_enabled(hidden.device.type):
@@ -235,6 +261,8 @@ class Runtime:
             layer.reads = layer.reads.masked_fill(entry.call.silent[..., None], 0.0)
         if mode == "write" and replay is None:
             layer.state = state
+            if self._lending is not None:
+                self._keep_last(i, layer.weights.key_products(hidden[:, -1:].detach())[:, 0], entry.call)
             if i == 0 and self.segment_counts is not None:
                 self._count(entry.call, batch, tokens)
 
@@ -252,18 +280,37 @@ class Runtime:
                 return state
             means = call.plan.weights.to(wide.dtype) @ wide
             return weights.write_means(means, state, call.plan.valid, self._tracing(layer)) if means.shape[1] else state
-        layer.reads, state = weights.read_and_write(hidden, state, call.valid, call.written, self._tracing(layer))
+        layer.reads, state = weights.read_and_write(
+            hidden, state, call.valid, call.written, self._tracing(layer), entry.first
+        )
         return state
+
+    def _first(self, i: int, hidden: Tensor) -> Tensor | None:
+        return None if self._lending is None else self._lending.get(i, hidden)
+
+    def _keep_last(self, i: int, last: Tensor, call: Call) -> None:
+        """The last tokens' keys (B, H*r) are lent to what is written next, where they were written."""
+        assert self._lending is not None
+        there = writes(call.valid, call.written)
+        self._lending.keep(i, last if there is None else last * there[:, -1:].to(last))
 
     # Calls in which nothing reads
 
-    def _tell(self, layer: _Layer, hidden: Tensor) -> None:
-        """Keep what the layer is to write until there is more of it."""
+    def _tell(self, i: int, hidden: Tensor) -> None:
+        """Keep what layer i is to write until there is more of it."""
+        layer = self._layers[i]
         layer.reads = None
         if self._told and self._told[0][1].device != hidden.device:
             self._write_told()
         with torch.autocast(hidden.device.type, enabled=False):
-            self._told.append((layer, layer.weights.told_products(hidden)))
+            products = layer.weights.told_products(hidden)
+        if self._lending is not None:
+            assert self._call is not None
+            keys = products[..., : len(layer.weights.memory_k_proj)]
+            there = writes(self._call.valid, self._call.written)
+            products = paired(products, lent(keys, self._first(i, hidden), there))
+            self._keep_last(i, keys[:, -1], self._call)
+        self._told.append((i, products))
         if len(self._told) * hidden.shape[0] * hidden.shape[1] >= MOST_TOKENS:
             self._write_told()
 
@@ -272,7 +319,8 @@ class Runtime:
         if not told:
             return
         assert self._call is not None
-        layers, products = zip(*told, strict=True)
+        numbers, products = zip(*told, strict=True)
+        layers = [self._layers[i] for i in numbers]
         device = products[0].device
         valid, written = (mask if mask is None else mask.to(device) for mask in (self._call.valid, self._call.written))
         states = [_usable(layer.state).to(device) for layer in layers]
@@ -315,6 +363,11 @@ class Runtime:
             if self.batch_size != 1 or self._layers[0].state.requires_grad:
                 return False
             self._steps.states = np.stack([layer.state[0].numpy() for layer in self._layers])
+            if self._lending is not None:
+                held = [self._lending.get(i, layer.state) for i, layer in enumerate(self._layers)]
+                self._steps.lent = (
+                    None if any(x is None for x in held) else np.stack([x[0].numpy() for x in held if x is not None])
+                )
         return True
 
     def _end_step(self, well: bool) -> None:

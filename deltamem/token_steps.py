@@ -35,6 +35,7 @@ class TokenSteps:
 
     Attributes:
         states: (L, H, r, r); None while the layers' own states count.
+        lent: (L, H*r), what the last token lends to the key of the next, with keys in pairs; None for nothing.
     """
 
     def __init__(self, layers: Sequence[DeltaLayer]) -> None:
@@ -64,6 +65,7 @@ class TokenSteps:
         self._reads: list[tuple[Array, float] | None] = [None] * len(layers)
         self._seen: list[Array] = []
         self.states: Array | None = None
+        self.lent: Array | None = None
 
     @staticmethod
     def fit(layers: Sequence[DeltaLayer]) -> bool:
@@ -165,12 +167,17 @@ class TokenSteps:
             The write gates, (L, H, r) or (L, H, 1), 0 to 1.
         """
         seen, self._seen = self._seen, []
+        first, self.lent = self.lent, None
         if not seen or self.states is None:
             return None
         config, (heads, rank) = self._config, self._heads
         width, count = heads * rank, len(seen)
         z = (self._writing @ np.stack(seen)[..., None])[..., 0]  # (L, rows)
-        key, value = z[:, :width].reshape(count, heads, rank), z[:, width : 2 * width].reshape(count, heads, rank)
+        raw = z[:, :width]
+        if config.keys == "pair":
+            self.lent = raw
+            raw = raw if first is None else raw + first
+        key, value = raw.reshape(count, heads, rank), z[:, width : 2 * width].reshape(count, heads, rank)
         if config.normalize_qk:
             key = np.tanh(key)
             key = key / np.maximum(np.sqrt((key * key).sum(-1, keepdims=True)), np.float32(UNIT_EPS))

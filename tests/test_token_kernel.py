@@ -26,11 +26,12 @@ def test_a_token_is_what_the_layer_says(name: str, monkeypatch: pytest.MonkeyPat
         state = torch.randn(3, config.num_state_heads, config.rank, config.rank)
         valid = torch.tensor([[True], [True], [False]])
         written = torch.tensor([[True], [False], [True]])
+        first = torch.randn(3, config.num_state_heads * config.rank) if config.keys == "pair" else None
         found: list[list[torch.Tensor]] = []
         for uses in (False, True):
             monkeypatch.setattr("deltamem.layer.uses_kernels", lambda *_, uses=uses: uses)
             gates: list[torch.Tensor] = []
-            reads, after = layer.read_and_write(x, state, valid, written, gates.append)
+            reads, after = layer.read_and_write(x, state, valid, written, gates.append, first)
             found.append([reads, after, gates[0] * valid[..., None, None]])
     for expected, actual in zip(*found, strict=True):
         assert expected.shape == actual.shape

@@ -99,6 +99,8 @@ class RecordedTokens:
             RuntimeError: it can't be recorded, or says something else.
         """
         before = states.clone() if states is not None else None
+        lending = self._memory.lending if self._memory is not None else None
+        lent = lending.copy() if lending is not None else None
         made = _Recording(lambda: None, torch.empty(0), None)
 
         def work() -> None:
@@ -108,6 +110,8 @@ class RecordedTokens:
             cache.cut(cache.length)
             if states is not None and before is not None:
                 states.copy_(before)
+            if lending is not None and lent is not None:
+                lending.put_back(lent)
 
         try:
             work()

@@ -1,0 +1,128 @@
+"""Keys in pairs: by the definition, the same however a message is cut into calls, and never across messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from deltamem import DeltaMemConfig, DeltaMemory
+from deltamem.errors import ConfigError
+from deltamem.session import ChatSession, Sampling
+from tests.conftest import make_memory, make_model
+from tests.test_recorded import again, same
+from tests.test_session import say
+
+SPLITS = [[9], [4, 5], [1, 7, 1], [1] * 9]
+
+
+def paired_memory(model: Any, **options: Any) -> DeltaMemory:
+    return make_memory(model, keys="pair", delta_heads=("o",), corrections="last", **options)
+
+
+def fed(memory: DeltaMemory, tokens: torch.Tensor, split: list[int], **how: Any) -> torch.Tensor:
+    """The state after the tokens (B, T), in calls of so many."""
+    memory.reset(len(tokens))
+    cache, at = None, 0
+    for size in split:
+        own = {name: mask[:, at : at + size] for name, mask in how.items()}
+        with torch.no_grad(), memory.writing(**own):
+            call = memory.model(input_ids=tokens[:, at : at + size], past_key_values=cache, use_cache=True)
+        cache, at = call.past_key_values, at + size
+    return memory.state.tensor.clone()
+
+
+def test_the_state_is_what_the_definition_says(ids: Callable[..., torch.Tensor]) -> None:
+    memory = paired_memory(make_model())
+    tokens, written = ids(1, 9), torch.tensor([[0, 1, 1, 1, 0, 0, 1, 1, 1]]).bool()
+    seen: dict[int, torch.Tensor] = {}
+    stop = memory.watch(seen.__setitem__)
+    after = fed(memory, tokens, [9], written=written)
+    stop()
+    for i, layer in enumerate(memory.adapter):
+        x = seen[i][0].double()
+        state = torch.zeros(8, 8, dtype=torch.float64)
+        for t in written[0].nonzero()[:, 0].tolist():
+            before = x[t - 1] if t and written[0, t - 1] else torch.zeros_like(x[t])
+            key = torch.tanh(layer.memory_k_proj.double() @ (x[t] + before))  # type: ignore[operator]
+            key = key / key.norm()
+            value = layer.memory_v_proj.double() @ x[t]  # type: ignore[operator]
+            beta = torch.sigmoid(layer.beta_proj.double() @ x[t] + layer.beta_bias.double())  # type: ignore[operator]
+            state = (1 - beta)[:, None] * state + (beta * (value - state @ key))[:, None] * key
+        torch.testing.assert_close(after[i, 0, 0].double(), state, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("reads", ["all", "none"])
+@pytest.mark.parametrize("split", SPLITS, ids=str)
+def test_a_message_in_several_calls_is_the_message(
+    split: list[int], reads: str, ids: Callable[..., torch.Tensor]
+) -> None:
+    memory = paired_memory(make_model())
+    tokens, written = ids(1, 9), torch.tensor([[1, 1, 1, 1, 0, 1, 1, 1, 1]]).bool()
+    how = {"written": written} | ({} if reads == "all" else {"reads": torch.zeros_like(written)})
+    whole, cut = fed(memory, tokens, [9], **how), fed(memory, tokens, split, **how)
+    torch.testing.assert_close(cut, whole, atol=1e-5, rtol=1e-4)
+    own = make_memory(make_model(), delta_heads=("o",), corrections="last")
+    assert not torch.allclose(fed(own, tokens, [9], **how), whole, atol=1e-2)
+
+
+def test_padding_and_other_sequences_lend_nothing(ids: Callable[..., torch.Tensor]) -> None:
+    memory, tokens = paired_memory(make_model()), ids(2, 9)
+    padding = torch.zeros(2, 9, dtype=torch.bool)
+    padding[1, 6:] = True
+    both = fed(memory, tokens, [9], padding=padding)
+    for row, length in ((0, 9), (1, 6)):
+        alone = fed(memory, tokens[row : row + 1, :length], [length])
+        torch.testing.assert_close(both[:, row], alone[:, 0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("between", ["reading", "disabled", "state", "reset"])
+@pytest.mark.parametrize("size", [1, 4])
+def test_what_comes_between_ends_a_message(between: str, size: int, ids: Callable[..., torch.Tensor]) -> None:
+    memory, tokens = paired_memory(make_model()), ids(1, 8)
+
+    def write(part: torch.Tensor) -> None:
+        with torch.no_grad(), memory.writing():
+            for at in range(0, part.shape[1], size):
+                memory.model(input_ids=part[:, at : at + size])
+
+    write(tokens[:, :4])
+    kept = memory.state.clone()
+    if between in ("reading", "disabled"):
+        with torch.no_grad(), getattr(memory, between)():
+            memory.model(input_ids=tokens[:, :size])
+    elif between == "reset":
+        memory.reset()
+        kept = memory.state.clone()
+    memory.state = kept if between == "state" else memory.state
+    write(tokens[:, 4:])
+    after = memory.state.tensor.clone()
+    memory.reset()
+    memory.state = kept
+    write(tokens[:, 4:])
+    torch.testing.assert_close(after, memory.state.tensor, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("way", ["layers", "numpy"])
+def test_recorded_replies_lend_as_others_do(tokenizer: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deltamem.session.recorded import RecordedTokens
+    from deltamem.token_steps import TokenSteps
+
+    if way == "layers":
+        monkeypatch.setattr(TokenSteps, "fit", lambda _: False)
+    memory = paired_memory(make_model())
+    options: dict[str, Any] = {"sampling": Sampling(temperature=0, max_tokens=10), "context": 400, "trace": True}
+    ordinary = ChatSession(memory.model, tokenizer, memory, **options)
+    recorded = RecordedTokens(memory.model, memory, again)
+    replayed = ChatSession(memory.model, tokenizer, memory, **options, recorded=recorded)
+    for text in ("hello", "a second turn", "and a third"):
+        assert say(replayed, text).reply == say(ordinary, text).reply
+        same(ordinary, replayed)
+    assert recorded.failure is None
+
+
+def test_segments_have_no_token_before_them() -> None:
+    with pytest.raises(ConfigError, match="keys pair"):
+        DeltaMemConfig(keys="pair", memory_write_granularity="message_mean")
