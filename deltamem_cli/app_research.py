@@ -85,6 +85,9 @@ def train_adapter(
     corrections: Annotated[
         str | None, typer.Option(help="own: each layer's goes to its own attention; last: all go to the last layer's.")
     ] = None,
+    keys: Annotated[
+        str | None, typer.Option(help="own: a key is made of its token; pair: of that and the token before it.")
+    ] = None,
     base_state: Annotated[
         bool | None, typer.Option("--base-state", help="Read a learned matrix together with the state.")
     ] = None,
@@ -121,6 +124,7 @@ def train_adapter(
         "write_gate_floor": write_gate_floor,
         "reads": reads,
         "corrections": corrections,
+        "keys": keys,
         "base_state": base_state,
         "target_layers": None if layers is None else layer_numbers(layers),
     }
@@ -198,7 +202,10 @@ def evaluate(
     facts: Annotated[str, typer.Option(help="recall: numbers of facts told.")] = "1,2,4,8,16,32",
     distances: Annotated[str, typer.Option(help="recall: turns of small talk before the question.")] = "0,10,50,200",
     parts: Annotated[
-        str, typer.Option(help="recall: all, or some of facts, new values, distance, held out, kind, or one kind.")
+        str,
+        typer.Option(
+            help="recall: all, or some of facts, new values, likely values, distance, held out, kind, or one kind."
+        ),
     ] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions (windows of text).")] = None,
     context: ContextOption = None,

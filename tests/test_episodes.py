@@ -152,7 +152,9 @@ def test_a_reply_to_a_statement_says_what_was_understood(people: SyntheticPeople
     for episode in everything(people, Difficulty(noted=1.0), facts=2):
         (noted,) = [q for q in episode.questions if q.kind == "noted"]
         assert noted.text in {t.user for t in episode.history} and noted.answer.startswith("Got it.")
-        assert noted.value == "" and any(q.value in noted.answer for q in episode.questions if q.value)
+        said = [q.value for q in episode.questions if q is not noted and q.value and q.value in noted.text]
+        assert said and all(value in noted.answer for value in said)
+        assert noted.value == (said[0] if len(said) == 1 else "")
 
 
 def test_lists_and_long_values(people: SyntheticPeople) -> None:
@@ -193,6 +195,25 @@ def test_some_values_are_what_one_would_expect(people: SyntheticPeople) -> None:
     assert sum(fitting) > 0.9 * len(fitting) > 40  # a pool may run out within an episode
     plain = [q for e in everything(people, Difficulty(), facts=4) for q in e.questions if q.topic in sorts]
     assert not any(q.value in sorts[q.topic] for q in plain)
+
+
+def test_values_that_fit_are_split_and_mentioned_in_small_talk(people: SyntheticPeople) -> None:
+    data = json.loads((files("deltamem.episodes") / "data" / "values.json").read_text("utf-8"))
+    for split in ("train", "heldout"):
+        difficulty = Difficulty(natural=1.0, small_talk=6, mentions=1.0)
+        episodes = [people.episode(random.Random(n), difficulty, split, facts=4) for n in range(60)]  # type: ignore[arg-type]
+        for sort in data.values():
+            last = len(sort["values"]) * 4 // 5
+            other = set(sort["values"][last:] if split == "train" else sort["values"][:last])
+            own = [q.value for e in episodes for q in e.questions if q.topic in sort["of"]]
+            assert other and not other & set(own)
+    talk = [people.mention(random.Random(n), ["Rome", "Emma"]) for n in range(400)]
+    assert not any("{v}" in turn.user + turn.reply for turn in talk)
+    assert any("Berlin" in t.user for t in talk) and not any(
+        w in t.user.split() for t in talk for w in ("Rome", "Emma")
+    )
+    untold = set(data["places"]["values"][-4:])
+    assert not any(set(re.findall(r"\w+", t.user)) & untold for t in talk)
 
 
 def test_facts_are_told_together_as_often_as_is_asked(people: SyntheticPeople) -> None:

@@ -265,6 +265,13 @@ def test_recall_asks_for_what_it_says() -> None:
         assert any(q in item.question for q in seen) and item.value in people.values("name", "heldout") + people.values(
             "word", "heldout"
         )
+    trained = {v for sort in people._natural["train"].values() for v in sort}
+    likely = [
+        i
+        for i in by_label["likely values", 2]
+        if i.value in {v for s in people._natural["heldout"].values() for v in s}
+    ]
+    assert len(likely) >= 4 and not any(i.value in trained for i in likely)
     only = recall.recall_task(Words(), questions=8, facts=(2,), parts=("facts",))
     assert {tuple(i.labels) for i in only.items} == {("facts",)}
 

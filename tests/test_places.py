@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,11 @@ import torch
 from deltamem.chat_format import ChatFormat
 from deltamem.config import DeltaMemConfig
 from deltamem.episodes.batches import read_batch, write_batch
-from deltamem.episodes.episode import Question
+from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import ConfigError, DataError, StateError
-from deltamem.training.places.bank import Bank, build_bank, difficulty
+from deltamem.training.places.bank import Bank, _early, build_bank, difficulty
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.start import start_from
 from deltamem.training.places.step import PlacesStep
@@ -40,9 +41,9 @@ OPTIONS: dict[str, Any] = {
 IDLE = [Question("hello", "yes", kind="ordinary")]
 
 
-@pytest.fixture
-def passes(tokenizer: Any) -> Passes:
-    memory = make_memory(make_model().requires_grad_(False), num_state_heads=2, **OPTIONS)
+@pytest.fixture(params=["own", "pair"])
+def passes(tokenizer: Any, request: pytest.FixtureRequest) -> Passes:
+    memory = make_memory(make_model().requires_grad_(False), num_state_heads=2, keys=request.param, **OPTIONS)
     return Passes(memory, ChatFormat.of(tokenizer))
 
 
@@ -161,15 +162,50 @@ def test_what_was_told_is_what_was_marked(passes: Passes, people: SyntheticPeopl
     assert torch.isin(bank.targets, bank.candidates).all() and bank.unsaid in bank.candidates
 
 
+def test_what_stands_before_a_value_is_kept_for_its_key(passes: Passes, people: SyntheticPeople) -> None:
+    bank = build_bank(passes, people, IDLE, 12, seed=4)
+    if passes.memory.config.keys == "own":
+        assert bank.before.shape[1] == 0
+        return
+    assert bank.before.shape == bank.told.shape
+    # Where two tokens of a value follow each other, the first stands before the second.
+    pairs = [(a, b) for f in bank.facts for a, b in zip(f.told, f.told[1:], strict=False) if b == a + 1]
+    same = [torch.equal(bank.before[:, b], bank.told[:, a]) for a, b in pairs]
+    assert sum(same) > 0.7 * len(same) > 5, "most are of one value"
+    nothing = (bank.before == 0).all(dim=2).all(dim=0)
+    assert 0 < int(nothing.sum()) < len(nothing) / 4, "few messages begin with a value"
+
+
+def test_a_value_told_before_its_topic_is_not_asked_for_among_others(bank: Bank) -> None:
+    def told(text: str, *more: str) -> bool:
+        return _early(Question("Dog?", "It is Rex.", "Rex"), Episode(tuple(Turn(t, "Ok.") for t in (text, *more)), ()))
+
+    assert told("Rex is my dog.") and told("Hello! A Rex is what I drive.") and told("I love Rex, my favourite band.")
+    assert not told("My dog is Rex.") and not told("Listen. I live in Rex.")
+    assert told("My dog is Rex.", "No. Rex is my dog.")
+    early = replace(bank, facts=[replace(f, early=n % 2 == 0) for n, f in enumerate(bank.facts)])
+    places = {p for f in early.facts if f.early for p in f.asked}
+    rng = random.Random(0)
+    alone = Drawing(early).histories(rng, 1, 40, 0.0, 1000)
+    assert places & set(alone.places.tolist())
+    among = Drawing(early).histories(rng, 8, 20, 0.0, 1000)
+    asked = set(among.places.tolist())
+    assert asked and not asked & places
+    told_too = {t for f in early.facts if f.early for t in f.told} & set(among.told[among.valid].tolist())
+    assert told_too, "they are told all the same"
+
+
 def test_how_replies_begin_is_kept_of_every_question(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = people.questions(random.Random(0))
+    asked = people.openings(random.Random(0))
     assert {q.topic for q in asked} >= {r.id for r in (*people.relations, *people.singles, *people.families)}
-    held_out = {r.questions[-1] for r in people.relations}
+    held_out = {way for r in people.relations for way in (r.questions[-1], r.statements[-1].partition("{v}")[0])}
     assert not any(q.text.endswith(way) for q in asked for way in held_out)
+    told = [q for q in asked if q.answer.startswith("Got it.")]
+    assert {q.topic for q in told} >= {r.id for r in (*people.relations, *people.singles, *people.families)}
     few = asked[:9]
-    monkeypatch.setattr(people, "questions", lambda _rng: few)
+    monkeypatch.setattr(people, "openings", lambda _rng: few)
     bank = build_bank(passes, people, IDLE, 2)
     words = [t for q in few for t in passes.form.text(q.answer)]
     assert bank.opening_targets.tolist() == words
@@ -253,7 +289,9 @@ def nearness(passes: Passes, bank: Bank) -> float:
     same = torch.tensor([[a == b for _, b in told] for _, a in asked])
     near = torch.zeros(same.shape)
     for i, layer in enumerate(passes.memory.adapter):
-        keys = layer.told(bank.told[i, [t for t, _ in told]][None].float()).k[0]  # type: ignore[operator]
+        mine = [t for t, _ in told]
+        x = bank.told[i, mine].float() + (bank.before[i, mine].float() if bank.before.shape[1] else 0)
+        keys = layer.told(x[None]).k[0]  # type: ignore[operator]
         queries = layer.queries(bank.places[i, [p for p, _ in asked]][None].float())[0]  # type: ignore[operator]
         near += torch.einsum("phr,thr->pt", queries, keys).detach()
     return float(near[same].mean() - near[~same].mean())
@@ -264,8 +302,8 @@ def test_the_start_finds_what_a_question_is_about(
 ) -> None:
     every = SyntheticPeople(Words())
     people.families, people.singles = every.families, every.singles
-    few = people.questions(random.Random(0))[:9]
-    monkeypatch.setattr(people, "questions", lambda _rng: few)
+    few = people.openings(random.Random(0))[:9]
+    monkeypatch.setattr(people, "openings", lambda _rng: few)
     bank = build_bank(passes, people, IDLE, 12)
     before = nearness(passes, bank)
     said: list[str] = []

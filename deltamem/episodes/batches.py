@@ -106,7 +106,7 @@ def _history(form: ChatFormat, episode: Episode) -> tuple[list[int], list[int], 
 def _find_values(form: ChatFormat, tokens: list[int], questions: Sequence[Question]) -> list[int]:
     marks = [0] * len(tokens)
     for number, question in enumerate(questions, 1):
-        if question.value and question.kind != "unknown":
+        if question.value and question.kind not in ("unknown", "noted"):
             for at, length in _places(form, tokens, question.value):
                 marks[at : at + length] = [number] * length
     return marks

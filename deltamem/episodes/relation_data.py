@@ -36,7 +36,11 @@ def _family(data: dict[str, Any]) -> list[Relation]:
     for noun in data["nouns"]:
         said = {k: tuple(p.replace("{n}", noun) for p in data[k]) for k in ("statements", "questions")}
         mine, answer = data["possessed"].replace("{n}", noun), data["answer"].replace("{n}", noun)
-        made.append(Relation(mine.replace(" ", "_"), data["kind"], said["statements"], said["questions"], answer, mine))
+        made.append(
+            Relation(
+                mine.replace(" ", "_"), data["kind"], said["statements"], said["questions"], answer, mine, family=True
+            )
+        )
     return made
 
 

@@ -28,6 +28,7 @@ class Relation:
         answer: the reply, with ``{v}``.
         possessed: what stands after "my" in the phrasings, where somebody else can have one; else empty.
         heldout: the whole relation is kept from training.
+        family: it differs from others in a noun alone.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Relation:
     answer: str
     possessed: str = ""
     heldout: bool = False
+    family: bool = False
 
     @cached_property
     def other_answers(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ and words made up from syllables.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,6 +48,7 @@ class Difficulty:
         natural: share of values that are what one would expect of their relation, where such are known; the others are
             any words.
         together: chance of each fact after the first to be told in one message with the one before.
+        mentions: share of the turns of small talk that mention what could be a value, and tell nothing by it.
     """
 
     pool: int = 1 << 20
@@ -69,6 +70,7 @@ class Difficulty:
     singles: bool = False
     natural: float = 0.0
     together: float = 0.3
+    mentions: float = 0.0
 
 
 class SyntheticPeople:
@@ -96,12 +98,21 @@ class SyntheticPeople:
         self.families = families()
         self.singles = singles(self.relations)
         self.heldout_relations = [r for r in relations if r.heldout]
-        self._natural = {of: sort["values"] for sort in read_data("values.json").values() for of in sort["of"]}
+        sorts: dict[str, dict[str, list[str]]] = read_data("values.json")
+        self._natural: dict[Split, dict[str, list[str]]] = {"train": {}, "heldout": {}}
+        self._likely: dict[str, list[str]] = {}
+        for name, sort in sorts.items():
+            # As with the names of people, the last ones are for held-out people; fewer, as there are few of them.
+            last = len(sort["values"]) * 4 // 5
+            self._likely[name] = sort["values"][:last]
+            for of in sort["of"]:
+                self._natural["train"][of], self._natural["heldout"][of] = sort["values"][:last], sort["values"][last:]
         self.ordinary: dict[Split, list[str]] = read_data("ordinary.json")
         talk = read_data("small_talk.json")
         self.acknowledgements: list[str] = talk["acknowledgements"]
         self.small_talk = [Turn(user, reply) for user, reply in talk["train"]]
         self._heldout_talk = [Turn(user, reply) for user, reply in talk["heldout"]]
+        self._mentions = [(sort, Turn(*turn)) for sort, turns in talk["mentions"].items() for turn in turns]
         self.replies: dict[str, list[str]] = {}
         self.unknown: str = data["unknown"]
         self._around: dict[str, list[str]] = {
@@ -184,7 +195,7 @@ class SyntheticPeople:
         for relation in rng.sample(relations, count):
             value = self._value(rng, relation.kind, difficulty, values, taken)
             if difficulty.natural and rng.random() < difficulty.natural:
-                known = [v for v in self._natural.get(relation.id, ()) if v not in taken]
+                known = [v for v in self._natural[values].get(relation.id, ()) if v not in taken]
                 value = rng.choice(known) if known else value
             taken.add(value)
             if rng.random() < difficulty.lists:
@@ -234,8 +245,23 @@ class SyntheticPeople:
             fact = rng.choice(told)
             history.append(Turn(self._question(rng, fact, split), fact.answer))
         for _ in range(rng.randint(0, difficulty.small_talk) if difficulty.small_talk else 0):
-            history.insert(rng.randint(0, len(history)), rng.choice(self.talk(split)))
+            mentioning = difficulty.mentions and rng.random() < difficulty.mentions
+            turn = self.mention(rng, taken) if mentioning else rng.choice(self.talk(split))
+            history.insert(rng.randint(0, len(history)), turn)
         return history, corrected
+
+    def mention(self, rng: random.Random, taken: Collection[str] = ()) -> Turn:
+        """Small talk, of the training split, with a word in it that is what one would expect of a value.
+
+        Args:
+            rng: decides everything.
+            taken: values that are told, and so not mentioned.
+        """
+        said = {word for value in taken for word in value.split()}
+        sort, turn = rng.choice(self._mentions)
+        words = self._likely.get(sort) or self._values[rng.choice(("name", "word"))]["train"]
+        word = rng.choice([w for w in words if w not in said] or ["something"])
+        return Turn(turn.user.replace("{v}", word), turn.reply.replace("{v}", word))
 
     def _statement(self, rng: random.Random, facts: list[Fact], split: Split, lead: str = "{s}") -> Turn:
         said = []
@@ -261,18 +287,30 @@ class SyntheticPeople:
         """One way to ask the user's own fact of a relation, of the training split."""
         return self._question(rng, Fact(relation, ""), "train")
 
-    def questions(self, rng: random.Random) -> list[Question]:
-        """Every way to ask of the training split, with what an answer begins with; some of a family's ways each."""
-        asked = []
-        singular = {relation.id: relation for relation in (*self.relations, *self.singles)}
-        for relation in (*singular.values(), *singular.values(), *self.families):
-            ways = relation.questions[:-1]
-            for way in ways if relation.id in singular else rng.sample(ways, (len(ways) + 1) // 2):
-                owned = relation.possessed and rng.random() < 0.2
-                fact = Fact(relation, "", rng.choice(self._people["train"]) if owned else None)
-                text = self._around_it(rng, "question", fact.said_of(way))
-                asked.append(Question(text, fact.reply(relation.answer)[1], "", relation.id))
-        return asked
+    def openings(self, rng: random.Random) -> list[Question]:
+        """Every way to ask, and to tell, of the training split, with what the reply to it begins with; some of a
+        family's ways each.
+        """
+        singular = list({relation.id: relation for relation in (*self.relations, *self.singles)}.values())
+        made = []
+        for relation in (*singular, *singular, *self.families):
+            made += [self._opening(rng, relation, "question", way) for way in _some(rng, relation, relation.questions)]
+        for relation in (*singular, *self.families):
+            made += [
+                self._opening(rng, relation, "statement", way) for way in _some(rng, relation, relation.statements)
+            ]
+        return made
+
+    def _opening(self, rng: random.Random, relation: Relation, what: str, way: str) -> Question:
+        owner = rng.choice(self._people["train"]) if relation.possessed and rng.random() < 0.2 else None
+        likely = self._natural["train"].get(relation.id)
+        values = likely if likely and rng.random() < 0.5 else self._values[relation.kind]["train"]
+        fact = Fact(relation, rng.choice(values), owner)
+        if fact.said_of(way) == way:
+            fact = replace(fact, owner=None)
+        text = self._around_it(rng, what, fact.said_of(way).format(v=fact.value))
+        begun = fact.reply(relation.answer)[1]
+        return Question(text, begun if what == "question" else self._noted.format(a=begun), "", relation.id)
 
     def _question(self, rng: random.Random, fact: Fact, split: Split) -> str:
         question = fact.phrase(rng, fact.relation.questions, split)
@@ -324,7 +362,8 @@ class SyntheticPeople:
             turn = rng.choice([t for t in history if any(fact.value in t.user for fact in told)])
             said = [fact for fact in told if fact.value in turn.user]
             answer = self._noted.format(a=" ".join(fact.answer for fact in said))
-            more.append(Question(turn.user, answer, "", said[0].relation.id, kind="noted"))
+            value = said[0].value if len(said) == 1 else ""
+            more.append(Question(turn.user, answer, value, said[0].relation.id, kind="noted"))
         return more
 
     def _windows(self, rng: random.Random, questions: list[Question], difficulty: Difficulty) -> list[Question]:
@@ -354,7 +393,8 @@ class SyntheticPeople:
         Returns:
             Ordinary prompts with the replies to them, which memory is to leave alone.
         """
-        prompts = self.ordinary["train"] + [turn.user for turn in self.small_talk]
+        mentions = [self.mention(rng).user for _ in self._mentions]
+        prompts = self.ordinary["train"] + [turn.user for turn in self.small_talk] + mentions
         told = []
         for relation in self.relations:
             fact = Fact(relation, rng.choice(self._values[relation.kind]["train"]))
@@ -366,6 +406,12 @@ class SyntheticPeople:
                 self.replies.setdefault(fact.relation.id, []).append(words.replace(fact.value, "{v}"))
         self.small_talk = self.small_talk + [Turn(q.text, q.answer) for q in ordinary]
         return ordinary
+
+
+def _some(rng: random.Random, relation: Relation, phrasings: Sequence[str]) -> Sequence[str]:
+    """Those of the training split, and about half of them for a relation of a family."""
+    offered = phrasings[:-1]
+    return rng.sample(offered, (len(offered) + 1) // 2) if relation.family else offered
 
 
 def _groups(rng: random.Random, facts: list[Any], together: float) -> list[list[Any]]:

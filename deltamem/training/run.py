@@ -80,6 +80,9 @@ def prepare(
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
         raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
+    on_places = memory.config.corrections == "last" and preset.recipe.cached_steps > 0
+    if memory.config.keys == "pair" and not on_places:
+        raise DataError("keys in pairs are learnt by steps on places alone; use --preset places")
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; a backbone without dropout is the same in it
@@ -87,7 +90,6 @@ def prepare(
     learnt = start is not None or preset.recipe.cached_steps > 0
     stages = (CHATS if learnt else STAGES) if preset.curriculum else CHATS[-1:]
     curriculum = WaitingCurriculum(stages=stages, mark=preset.recipe.mark)
-    on_places = memory.config.corrections == "last" and preset.recipe.cached_steps > 0
     fit = preset.warm_start and start is None
     trainer = Trainer(
         passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, fit and on_places, report

@@ -14,7 +14,7 @@ from deltamem.evaluation.scoring import exact_match, names, says_unknown, token_
 
 FACTS = (1, 2, 4, 8, 16, 32)
 DISTANCES = (0, 10, 50, 200)
-PARTS = ("facts", "new values", "distance", "held out", "kind")
+PARTS = ("facts", "new values", "likely values", "distance", "held out", "kind")
 _PLAIN = 4
 """Facts told where something else is varied."""
 KINDS: dict[str, dict[str, Any]] = {
@@ -38,7 +38,9 @@ def recall_task(
     """About `questions` questions for every figure.
 
     All of them take values and phrasings that training never saw, but for the rows of `new values`, which take the
-    values alone, and those of `held out` that say otherwise.
+    values alone, and those of `held out` that say otherwise. Values are words drawn at random ("I live in Holmes."),
+    and in the rows of `likely values` such as one would expect ("I live in Lisbon."), which training told of nothing
+    that they fit: what a backbone expects is written, and read, differently.
 
     Args:
         tokenizer: the backbone's; its words are the values.
@@ -56,6 +58,8 @@ def recall_task(
         builder.add({"facts": count}, count)
     for count in facts if "new values" in parts else ():
         builder.add({"new values": count}, count, split="train", values="heldout")
+    for count in facts if "likely values" in parts else ():
+        builder.add({"likely values": count}, count, Difficulty(natural=1.0))
     for distance in distances if "distance" in parts else ():
         builder.add({"distance": distance}, _PLAIN, distance=distance)
     if "held out" in parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
@@ -21,7 +23,7 @@ from deltamem.training.recorder import Recorder
 
 DIFFICULTY = Difficulty(
     facts=4,
-    small_talk=2,
+    small_talk=4,
     long_values=0.4,
     corrections=0.15,
     unknown=0.25,
@@ -32,6 +34,7 @@ DIFFICULTY = Difficulty(
     lists=0.06,
     natural=0.35,
     together=0.45,
+    mentions=0.5,
 )
 """Of the episodes that places are taken from."""
 _FAMILIES, _SINGLES = 0.25, 0.5
@@ -44,6 +47,9 @@ _OTHERS = 0.05
 """Share of the tokens that tell nothing that is kept, for the gates."""
 _LIKELY = 8
 """Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
+
+_SAYS_NOTHING = {"a", "an", "the", "my", "i", "love"}
+"""Words before a value that do not say what it is about."""
 
 Report = Callable[[str, float], None]
 
@@ -62,11 +68,14 @@ class Fact:
     Attributes:
         topic: what it is about.
         told: numbers of the bank's `told` tokens, in the order they are written; none where nothing was told.
+        early: the value was told before anything that says what it is ("Rufus is my dog."), so that nothing at its own
+            tokens, which are what is written, hangs on the topic.
         asked: numbers of the bank's places at which a reply about it is to go on.
     """
 
     topic: Topic
     told: list[int] = field(default_factory=list)
+    early: bool = False
     asked: list[int] = field(default_factory=list)
 
 
@@ -78,6 +87,8 @@ class Bank:
         facts: told and asked about.
         unknown: asked about, and never told.
         told: tokens of values.
+        before: the token written right before each of `told`, zeros where there is none; (layers, 0, hidden size)
+            where keys are made of a token alone.
         told_ids: (n,), which tokens those are.
         other: tokens that were written and tell nothing, after which the frozen backbone is to be left alone as well.
         other_residuals: their residuals, as those of `places`.
@@ -86,7 +97,7 @@ class Bank:
         targets: (n,) of `places`, the token that is to come.
         values: (n,) of `places`, true where that is part of what had to be remembered.
         openings: tokens after which a reply goes on that has not come to its value yet; in what words it is begun hangs
-            on the question alone, so these are of every question there is.
+            on what it replies to alone, so these are of every question and every statement there is.
         opening_residuals: their residuals, as those of `places`.
         opening_targets: (n,) of `openings`, the token that is to come.
         idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
@@ -98,6 +109,7 @@ class Bank:
     facts: Sequence[Fact]
     unknown: Sequence[Fact]
     told: Tensor
+    before: Tensor
     told_ids: Tensor
     other: Tensor
     other_residuals: Tensor
@@ -140,10 +152,10 @@ def build_bank(
     for start in range(0, episodes, _BATCH):
         builder.add(made[start : start + _BATCH])
         say("reading what is told and asked", start / episodes)
-    questions = people.questions(rng)
-    for start in range(0, len(questions), _BATCH):
-        builder.begin(questions[start : start + _BATCH])
-        say("reading how replies begin", start / len(questions))
+    openings = people.openings(rng)
+    for start in range(0, len(openings), _BATCH):
+        builder.begin(openings[start : start + _BATCH])
+        say("reading how replies begin", start / len(openings))
     for start in range(0, len(ordinary), _BATCH):
         builder.leave_alone(ordinary[start : start + _BATCH])
         say("reading ordinary talk", start / len(ordinary))
@@ -161,7 +173,9 @@ class _Builder:
         self._passes, self._generator = passes, generator
         self._tail = Tail(passes.memory)
         self._facts: list[Fact] = []
-        self._hidden: dict[str, list[Tensor]] = {k: [] for k in ("told", "other", "places", "openings", "idle")}
+        self._hidden: dict[str, list[Tensor]] = {
+            k: [] for k in ("told", "before", "other", "places", "openings", "idle")
+        }
         self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("other", "places", "openings", "idle")}
         self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "begun")}
         self._ids: list[Tensor] = []
@@ -171,7 +185,11 @@ class _Builder:
     def add(self, episodes: Sequence[Episode]) -> None:
         facts: list[dict[int, Fact]] = []
         for episode in episodes:
-            own = {n: Fact(_topic(q)) for n, q in enumerate(episode.asked, 1) if q.kind != "ordinary"}
+            own = {
+                n: Fact(_topic(q), early=_early(q, episode))
+                for n, q in enumerate(episode.asked, 1)
+                if q.kind != "ordinary"
+            }
             self._facts += own.values()
             facts.append(own)
         self._tell(episodes, facts)
@@ -191,6 +209,7 @@ class _Builder:
             torch.no_grad(),
             self._passes.memory.disabled(),
             self._record("told", told),
+            self._record_before(told, batch.written),
             self._record("other", other),
             self._tail.record(other, self._residuals["other"]),
         ):
@@ -212,7 +231,7 @@ class _Builder:
         batch = read_batch(self._passes.form, asked)
         counts = batch.targets != -100
         value = batch.values > 0
-        after = torch.nn.functional.pad(value[:, :-1], (1, 0))
+        after = F.pad(value[:, :-1], (1, 0))
         rest = counts & ~value & ~after
         kept = counts & ~(rest & (torch.rand(rest.shape, generator=self._generator) >= _REST))
         self._read("places", batch, kept)
@@ -252,15 +271,32 @@ class _Builder:
             self._passes.read(batch, None)
 
     @contextmanager
+    def _record_before(self, places: Tensor, written: Tensor) -> Iterator[None]:
+        """Keep the hidden states of what is written right before those places."""
+        if self._passes.memory.config.keys != "pair":
+            yield
+            return
+        before = F.pad(places[:, 1:], (0, 1)) & written
+        with Recorder(self._passes.memory, before, torch.bfloat16) as seen:
+            yield
+        found = seen.stacked().cpu()
+        # Where a message begins with a value there is nothing before it.
+        there = F.pad(before[:, :-1], (1, 0))[places]
+        kept = found.new_zeros(len(found), len(there), found.shape[-1])
+        kept[:, there] = found
+        self._hidden["before"].append(kept)
+
+    @contextmanager
     def _record(self, kind: str, places: Tensor) -> Iterator[None]:
         with Recorder(self._passes.memory, places, torch.bfloat16) as seen:
             yield
         self._hidden[kind].append(seen.stacked().cpu())
 
     def bank(self) -> Bank:
-        hidden = {}
+        hidden: dict[str, Tensor] = {}
         for kind in list(self._hidden):  # one at a time: together they are half of what is in memory
-            hidden[kind] = torch.cat(self._hidden.pop(kind), dim=1)
+            parts = self._hidden.pop(kind)
+            hidden[kind] = torch.cat(parts, dim=1) if parts else hidden["told"][:, :0]
         residuals = {kind: torch.cat(parts) for kind, parts in self._residuals.items()}
         targets, values, begun = (torch.cat(self._marks[k]) for k in ("targets", "values", "begun"))
         likely = [
@@ -272,6 +308,7 @@ class _Builder:
             [f for f in self._facts if f.told and f.asked],
             [f for f in self._facts if not f.told and f.asked],
             hidden["told"],
+            hidden["before"],
             torch.cat(self._ids),
             hidden["other"],
             residuals["other"],
@@ -291,5 +328,15 @@ class _Builder:
 
 def _topic(question: Question) -> Topic:
     """Whose it is stands at the head of an answer about somebody else ("Anna's dog is ...")."""
-    owner = question.answer.partition("'s ")[0] if "'s " in question.answer.partition(question.value or "\0")[0] else ""
-    return Topic(question.topic, owner)
+    head, owned, _ = question.answer.partition(question.value or "\0")[0].partition("'s ")
+    return Topic(question.topic, head.split()[-1] if owned else "")
+
+
+def _early(question: Question, episode: Episode) -> bool:
+    """Whether the value was told before what it is the value of."""
+    if question.kind == "unknown" or not question.value:
+        return False
+    told = [turn.user.partition(question.value)[0] for turn in episode.history if question.value in turn.user]
+    # What the last sentence says before it; a correction is told last.
+    words = re.split(r"[.,:!?]", told[-1])[-1].lower().split() if told else ["what"]
+    return not set(words) - _SAYS_NOTHING

@@ -79,7 +79,8 @@ class Drawing:
             topics = {fact.topic for fact in chosen}
             before = [rng.choice(self._same[f.topic]) for f in chosen if rng.random() < _TOLD_TWICE]
             told.append([(t, self._numbers[f.topic]) for f in (*before, *chosen) for t in f.told])
-            for fact in chosen:
+            # Among others, what is told before its topic can't be found by it; asking would teach keys to fit anything.
+            for fact in [f for f in chosen if not f.early] or chosen:
                 asked += [(row, place, int(bank.targets[place])) for place in fact.asked]
             if rng.random() < unknown * facts:
                 asked += self._never_told(rng, row, topics)

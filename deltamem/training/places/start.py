@@ -49,8 +49,9 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
     told, told_about, asked, asked_about = _pairs(bank)
     generator = torch.Generator().manual_seed(seed)
     for i, layer in enumerate(delta_layers(memory)):
+        telling = bank.told[i].float() + (bank.before[i].float() if bank.before.shape[1] else 0)
         keys, queries = _agreeing(
-            bank.told[i][told].float(), told_about, bank.places[i][asked].float(), asked_about, len(layer.memory_k_proj)
+            telling[told], told_about, bank.places[i][asked].float(), asked_about, len(layer.memory_k_proj)
         )
         turn, _ = torch.linalg.qr(torch.randn(len(keys), len(keys), generator=generator))
         with torch.no_grad():

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.passes import Passes
+from deltamem.key_pairs import paired
 from deltamem.layer import told_of
 from deltamem.side_by_side import write_side_by_side
 from deltamem.training.objective import SILENT, towards
@@ -148,6 +149,9 @@ class PlacesStep:
         other = bank.other[:, others].to(device).float()
         empty = torch.zeros(len(valid), config.num_state_heads, config.rank, config.rank, device=device)
         products = [layer.told_products(x) for layer, x in zip(layers, told, strict=True)]
+        if config.keys == "pair":
+            before = self._jittered(bank.before[:, drawn.told.flatten()]).unflatten(1, drawn.told.shape)
+            products = [paired(p, layer.key_products(x)) for layer, p, x in zip(layers, products, before, strict=True)]
         state, _ = write_side_by_side(config, products, [empty] * len(layers), valid, None)
         gates = [
             towards(layer.write_gates(x)[valid], _OPEN) + _SHUT_WEIGHT * towards(layer.write_gates(y[None]), _SHUT)
