@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamem.errors import DataError, DeltaMemError
+from deltamem_cli.huge_pages import use_huge_pages
 from deltamem_cli.terminal import bars, err, notice, table, write_json
 
 FILE_TASKS = ("locomo", "hotpotqa", "squad", "memoryagentbench", "jsonl")
@@ -42,6 +43,7 @@ class EvalChoices:
 
 def run_eval(choices: EvalChoices) -> None:
     """Run a task and show the figures."""
+    use_huge_pages()
     from deltamem.evaluation.conditions import CONDITIONS
 
     takes_path = choices.task in (*FILE_TASKS, "perplexity")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamem.errors import DataError
+from deltamem_cli.huge_pages import use_huge_pages
 from deltamem_cli.terminal import err, notice, table
 
 _OF_ITS_OWN = 0.8
@@ -39,6 +40,7 @@ class TrainOptions:
 
 def run_train(options: TrainOptions) -> None:
     """Train, evaluate, and leave the adapter with its card."""
+    use_huge_pages()
     import torch
 
     from deltamem.training.curves import draw_curves

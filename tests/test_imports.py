@@ -14,7 +14,7 @@ ORDER = [
     {"errors", "paths", "pictures", "inspection"},
     {"config"},
     {"recurrence"},
-    {"layer", "segments"},
+    {"layer", "segments", "key_pairs"},
     {"attach"},
     {"state", "token_steps", "side_by_side", "call"},
     {"runtime"},
