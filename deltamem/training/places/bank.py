@@ -18,6 +18,7 @@ from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.words import Split
 from deltamem.training.places.tail import Tail
 from deltamem.training.recorder import Recorder
 
@@ -133,6 +134,7 @@ def build_bank(
     episodes: int,
     seed: int = 0,
     report: Report | None = None,
+    split: Split = "train",
 ) -> Bank:
     """Run everything through the frozen backbone once.
 
@@ -143,10 +145,11 @@ def build_bank(
         episodes: how many are told; one takes about 1 MB with 26 layers of smollm2-135m.
         seed: of everything random.
         report: called with what is being done and the share done.
+        split: of the episodes.
     """
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
-    made = [people.episode(rng, difficulty(rng), "train") for _ in range(episodes)]
+    made = [people.episode(rng, difficulty(rng), split) for _ in range(episodes)]
     made.sort(key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history))
     builder = _Builder(passes, torch.Generator().manual_seed(seed))
     for start in range(0, episodes, _BATCH):

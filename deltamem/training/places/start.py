@@ -46,11 +46,11 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
     """
     fit_values(memory, bank.told.float(), bank.told_ids)
     _learn_to_say(memory, bank, seed, report or (lambda _what, _share: None))
-    told, told_about, asked, asked_about = _pairs(bank)
+    told, told_about, asked, asked_about = pairs(bank)
     generator = torch.Generator().manual_seed(seed)
     for i, layer in enumerate(delta_layers(memory)):
         telling = bank.told[i].float() + (bank.before[i].float() if bank.before.shape[1] else 0)
-        keys, queries = _agreeing(
+        keys, queries = agreeing(
             telling[told], told_about, bank.places[i][asked].float(), asked_about, len(layer.memory_k_proj)
         )
         turn, _ = torch.linalg.qr(torch.randn(len(keys), len(keys), generator=generator))
@@ -85,7 +85,7 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, seed: int, report: Report) ->
         report("learning to say what is read", step / _SAYING_STEPS)
 
 
-def _pairs(bank: Bank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def pairs(bank: Bank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Told tokens and places of value tokens, each with a number for what it is found by.
 
     The first token of a value is found by its topic, a later one by the token before it as well.
@@ -111,8 +111,19 @@ def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor(first), torch.tensor(second)
 
 
-def _agreeing(x: Tensor, x_about: Tensor, y: Tensor, y_about: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(count, hidden) each: what of x and of y agrees most among those that are about the same."""
+def agreeing(x: Tensor, x_about: Tensor, y: Tensor, y_about: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Directions in which x (n, hidden) and y (m, hidden) agree most among those that are about the same.
+
+    Args:
+        x: hidden states.
+        x_about: (n,), a number for what each is about.
+        y: hidden states.
+        y_about: (m,).
+        count: how many directions.
+
+    Returns:
+        (count, hidden) for x and for y.
+    """
     classes = int(max(x_about.max(), y_about.max())) + 1
     x_white, y_white = _whitening(x), _whitening(y)
     x_mean, x_many = _means((x - x.mean(0)) @ x_white.T, x_about, classes)

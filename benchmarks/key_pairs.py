@@ -1,0 +1,102 @@
+"""What a key is to be made of: a value's own token, the one before it, or both.
+
+    python benchmarks/key_pairs.py --episodes 1200 --ranks 8,32
+
+Keys and queries are the directions in which the hidden states of told values, and of the places where they are asked
+for, agree most on what a fact is about (closed form, no training). Of held-out people, with phrasings and values that
+were not among those: how often the right fact's key is nearest to a question's query, summed over layers, among as many
+facts of different kinds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem import DeltaMemory
+from deltamem.backbones.load import load_backbone
+from deltamem.chat_format import ChatFormat
+from deltamem.episodes.episode import Question
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.training.places.bank import Bank, Fact, build_bank
+from deltamem.training.places.start import agreeing, pairs
+from deltamem.training.presets import PRESETS
+
+AMONG = (2, 4, 8, 16, 32)
+TRIES = 1500
+
+
+def telling(bank: Bank, what: str) -> Tensor:
+    """What keys are made of, (layers, n, hidden size)."""
+    parts = {"own": [bank.told], "before": [bank.before], "pair": [bank.told, bank.before]}[what]
+    return torch.stack([part.float() for part in parts]).sum(0)
+
+
+def units(learnt: Bank, tested: Bank, what: str, rank: int) -> tuple[Tensor, Tensor]:
+    """Keys of everything told and queries of every place of the tested bank, (layers, n, rank), of length 1."""
+    told, told_about, asked, asked_about = pairs(learnt)
+    sources, others = telling(learnt, what), telling(tested, what)
+    keys, queries = [], []
+    for i, source in enumerate(sources):
+        k, q = agreeing(source[told], told_about, learnt.places[i][asked].float(), asked_about, rank)
+        keys.append(F.normalize(others[i] @ k.T, dim=-1))
+        queries.append(F.normalize(tested.places[i].float() @ q.T, dim=-1))
+    return torch.stack(keys), torch.stack(queries)
+
+
+def found(tested: Bank, keys: Tensor, queries: Tensor, among: int) -> tuple[float, float]:
+    """Share of questions whose own fact is nearest, and the mean cosine with it."""
+    rng = random.Random(1)
+    places = {id(f): [p for p in f.asked if tested.values[p]] for f in tested.facts}
+    facts = [f for f in tested.facts if places[id(f)]]
+    right, near = 0, 0.0
+    for _ in range(TRIES):
+        fact = rng.choice(facts)
+        chosen: dict[object, Fact] = {fact.topic: fact}
+        while len(chosen) < among:
+            other = rng.choice(facts)
+            chosen.setdefault(other.topic, other)
+        own = keys[:, [f.told[0] for f in chosen.values()]]
+        cosines = torch.einsum("lnr,lr->n", own, queries[:, places[id(fact)][0]]) / len(keys)
+        right += int(cosines.argmax()) == 0
+        near += float(cosines[0])
+    return right / TRIES, near / TRIES
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="smollm2-135m")
+    parser.add_argument("--episodes", type=int, default=1200)
+    parser.add_argument("--held-out", type=int, default=200)
+    parser.add_argument("--ranks", default="8,32")
+    parser.add_argument("--first-layer", type=int, default=4)
+    options = parser.parse_args()
+    backbone = load_backbone(options.backbone, "cpu", dtype=torch.bfloat16)
+    layers = tuple(range(options.first_layer, backbone.model.config.num_hidden_layers))
+    config = replace(PRESETS["places"].config, keys="pair", target_layers=layers)
+    passes = Passes(DeltaMemory.attach(backbone.model, config), ChatFormat.of(backbone.tokenizer, stops=backbone.stops))
+    people = SyntheticPeople(backbone.tokenizer)
+    few = people.openings(random.Random(0))[:24]
+    people.openings = lambda _rng: few  # type: ignore[method-assign]
+    idle = [Question("Hello", "Hello! How can I help?", kind="ordinary")]
+    learnt = build_bank(passes, people, idle, options.episodes)
+    tested = build_bank(passes, people, idle, options.held_out, seed=1, split="heldout")
+    print("| keys from | r | " + " | ".join(f"of {n}" for n in AMONG) + " | cosine with the own key |")
+    print("| --- | --- |" + " --- |" * (len(AMONG) + 1))
+    for rank in map(int, options.ranks.split(",")):
+        for what in ("own", "before", "pair"):
+            keys, queries = units(learnt, tested, what, rank)
+            figures = [found(tested, keys, queries, n) for n in AMONG]
+            row = " | ".join(f"{100 * share:.0f} %" for share, _ in figures)
+            print(f"| {what} | {rank} | {row} | {figures[0][1]:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
