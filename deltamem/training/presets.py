@@ -31,11 +31,13 @@ _CACHED = Preset(
 
 # Nothing that is told or asked moves a hidden state before the last layer, so no step needs a call of the backbone.
 _PLACES = Preset(
-    replace(_CACHED.config, read_gate_floor=0.8, write_gate_floor=0.6, base_state=True, corrections="last"),
+    replace(
+        _CACHED.config, read_gate_floor=0.8, write_gate_floor=0.7, base_state=True, corrections="last", keys="pair"
+    ),
     Recipe(
-        steps=3500,
-        cached_steps=3500,
-        bank=8000,
+        steps=4500,
+        cached_steps=4500,
+        bank=6400,
         cached_questions=192,
         cached_facts=16,
         learning_rate=3e-3,
@@ -51,8 +53,8 @@ _PLACES = Preset(
         start_weight=2.0,
         rest_weight=0.7,
         spread=0.2,
-        ordinary_weight=3.0,
-        silence_weight=3.0,
+        ordinary_weight=4.0,
+        silence_weight=4.0,
         eval_every=1000,
         save_every=500,
     ),
