@@ -289,7 +289,7 @@ class SyntheticPeople:
 
     def openings(self, rng: random.Random) -> list[Question]:
         """Every way to ask, and to tell, of the training split, with what the reply to it begins with; some of a
-        family's ways each.
+        family's ways each. Half of them come after other turns: a backbone likes to say what it said before.
         """
         singular = list({relation.id: relation for relation in (*self.relations, *self.singles)}.values())
         made = []
@@ -299,7 +299,22 @@ class SyntheticPeople:
             made += [
                 self._opening(rng, relation, "statement", way) for way in _some(rng, relation, relation.statements)
             ]
-        return made
+        told = [*singular, *self.families]
+        return [replace(q, earlier=self._turns(rng, told)) if rng.random() < 0.5 else q for q in made]
+
+    def _turns(self, rng: random.Random, relations: Sequence[Relation]) -> tuple[Question, ...]:
+        """What may have been said before in a window: statements, mostly, with the replies to them."""
+        turns = []
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            turn = rng.choice(self.small_talk)
+            if rng.random() < 0.7:
+                relation = rng.choice(relations)
+                fact = Fact(relation, rng.choice(self._values[relation.kind]["train"]))
+                said = fact.phrase(rng, relation.statements, "train").format(v=fact.value)
+                noted = self._noted.format(a=fact.answer)
+                turn = Turn(said, noted if rng.random() < 0.7 else rng.choice(self.acknowledgements))
+            turns.append(Question(turn.user, turn.reply, kind="ordinary"))
+        return tuple(turns)
 
     def _opening(self, rng: random.Random, relation: Relation, what: str, way: str) -> Question:
         owner = rng.choice(self._people["train"]) if relation.possessed and rng.random() < 0.2 else None
