@@ -12,6 +12,8 @@ from torch import Tensor
 from deltamem.training.places.bank import Bank, Fact, Topic
 
 _TRIES = 40
+_FEW = 2
+"""Facts among which something is asked for that was told before its topic: there it can be found all the same."""
 _TOLD_TWICE = 0.2
 """Share of facts that were told with another value before."""
 _SOMEBODY_ELSES = 0.35
@@ -80,7 +82,7 @@ class Drawing:
             before = [rng.choice(self._same[f.topic]) for f in chosen if rng.random() < _TOLD_TWICE]
             told.append([(t, self._numbers[f.topic]) for f in (*before, *chosen) for t in f.told])
             # Among others, what is told before its topic can't be found by it; asking would teach keys to fit anything.
-            for fact in [f for f in chosen if not f.early] or chosen:
+            for fact in [f for f in chosen if not f.early or facts <= _FEW] or chosen:
                 asked += [(row, place, int(bank.targets[place])) for place in fact.asked]
             if rng.random() < unknown * facts:
                 asked += self._never_told(rng, row, topics)
