@@ -18,9 +18,10 @@ from deltamem import DeltaMemory
 from deltamem.backbones.load import load_backbone
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.addressing import classes
 from deltamem.training.fitting import stacked_weights
 from deltamem.training.recorder import Recorder, asking_places, told_names

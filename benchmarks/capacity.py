@@ -24,9 +24,10 @@ from deltamem import DeltaMemConfig, DeltaMemory
 from deltamem.backbones.load import Backbone, load_backbone
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
 from deltamem.pictures import new_figure, save_figure
 from deltamem.training.addressing import Places, classes

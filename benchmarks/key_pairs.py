@@ -38,20 +38,29 @@ def telling(bank: Bank, what: str) -> Tensor:
     return torch.stack([part.float() for part in parts]).sum(0)
 
 
+class FewOpenings(SyntheticPeople):
+    """Openings are nobody's keys: a few are enough for a bank."""
+
+    def openings(self, rng: random.Random) -> list[Question]:
+        """The first two dozen."""
+        return super().openings(rng)[:24]
+
+
 def units(learnt: Bank, tested: Bank, what: str, rank: int) -> tuple[Tensor, Tensor]:
-    """Keys of everything told and queries of every place of the tested bank, (layers, n, rank), of length 1."""
+    """Keys of everything told and queries of every place of the tested bank, (layers, n, rank), the strongest first."""
     told, told_about, asked, asked_about = pairs(learnt)
     sources, others = telling(learnt, what), telling(tested, what)
     keys, queries = [], []
     for i, source in enumerate(sources):
         k, q = agreeing(source[told], told_about, learnt.places[i][asked].float(), asked_about, rank)
-        keys.append(F.normalize(others[i] @ k.T, dim=-1))
-        queries.append(F.normalize(tested.places[i].float() @ q.T, dim=-1))
+        keys.append(others[i] @ k.T)
+        queries.append(tested.places[i].float() @ q.T)
     return torch.stack(keys), torch.stack(queries)
 
 
 def found(tested: Bank, keys: Tensor, queries: Tensor, among: int) -> tuple[float, float]:
     """Share of questions whose own fact is nearest, and the mean cosine with it."""
+    keys, queries = F.normalize(keys, dim=-1), F.normalize(queries, dim=-1)
     rng = random.Random(1)
     places = {id(f): [p for p in f.asked if tested.values[p]] for f in tested.facts}
     facts = [f for f in tested.facts if places[id(f)]]
@@ -82,18 +91,17 @@ def main() -> None:
     layers = tuple(range(options.first_layer, backbone.model.config.num_hidden_layers))
     config = replace(PRESETS["places"].config, keys="pair", target_layers=layers)
     passes = Passes(DeltaMemory.attach(backbone.model, config), ChatFormat.of(backbone.tokenizer, stops=backbone.stops))
-    people = SyntheticPeople(backbone.tokenizer)
-    few = people.openings(random.Random(0))[:24]
-    people.openings = lambda _rng: few  # type: ignore[method-assign]
+    people = FewOpenings(backbone.tokenizer)
     idle = [Question("Hello", "Hello! How can I help?", kind="ordinary")]
     learnt = build_bank(passes, people, idle, options.episodes)
     tested = build_bank(passes, people, idle, options.held_out, seed=1, split="heldout")
     print("| keys from | r | " + " | ".join(f"of {n}" for n in AMONG) + " | cosine with the own key |")
     print("| --- | --- |" + " --- |" * (len(AMONG) + 1))
-    for rank in map(int, options.ranks.split(",")):
-        for what in ("own", "before", "pair"):
-            keys, queries = units(learnt, tested, what, rank)
-            figures = [found(tested, keys, queries, n) for n in AMONG]
+    ranks = [int(rank) for rank in options.ranks.split(",")]
+    for what in ("own", "before", "pair"):
+        keys, queries = units(learnt, tested, what, max(ranks))
+        for rank in ranks:
+            figures = [found(tested, keys[..., :rank], queries[..., :rank], n) for n in AMONG]
             row = " | ".join(f"{100 * share:.0f} %" for share, _ in figures)
             print(f"| {what} | {rank} | {row} | {figures[0][1]:.2f} |", flush=True)
 

@@ -19,10 +19,11 @@ from deltamem import DeltaMemory, MemoryState
 from deltamem.backbones.load import load_backbone
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import ask_tokens
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.relations import Relation
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.evaluation.histories import write_histories
 from deltamem.evaluation.scoring import names, says_unknown
 

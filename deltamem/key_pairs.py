@@ -5,8 +5,13 @@ Only a token that was written itself lends to the next one, so a message begins 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
+
+Lend = Callable[[Tensor], Tensor]
+"""Given keys (B, T, H*r) before they are normalised, what each is lent by the token before it, of the same shape."""
 
 
 def writes(valid: Tensor | None, written: Tensor | None) -> Tensor | None:
@@ -32,10 +37,10 @@ def lent(keys: Tensor, first: Tensor | None, there: Tensor | None) -> Tensor:
     return torch.cat([start[:, None], own[:, :-1]], dim=1)
 
 
-def paired(products: Tensor, lent: Tensor) -> Tensor:
+def paired(products: Tensor, added: Tensor) -> Tensor:
     """`DeltaLayer.told_products` (B, T, n) with what is lent (B, T, H*r) added to the keys, which come first."""
-    width = lent.shape[-1]
-    return torch.cat([products[..., :width] + lent, products[..., width:]], dim=-1)
+    width = added.shape[-1]
+    return torch.cat([products[..., :width] + added, products[..., width:]], dim=-1)
 
 
 class Lending:
@@ -51,10 +56,22 @@ class Lending:
         self._held: list[Tensor | None] = [None] * layers
         self._some = False
 
+    def lend(self, layer: int, keys: Tensor, there: Tensor | None) -> Tensor:
+        """`lent` in a call of the layer; what its last tokens lend is kept for the next call."""
+        found = lent(keys, self.get(layer, keys), there)
+        last = keys[:, -1].detach()
+        self.keep(layer, last if there is None else last * there[:, -1:])
+        return found
+
     def get(self, layer: int, like: Tensor) -> Tensor | None:
-        """What is lent to the first tokens of a call, (B, H*r), with hidden states `like` (B, T, hidden)."""
+        """What is lent to the first tokens of a call, (B, H*r), of the batch and on the device of `like` (B, ...)."""
         held = self._held[layer]
         return held if held is not None and (len(held), held.device) == (len(like), like.device) else None
+
+    def given(self, like: Tensor) -> Tensor | None:
+        """`get` of all layers, (layers, B, H*r); None where one has nothing."""
+        held = [found for i in range(len(self._held)) if (found := self.get(i, like)) is not None]
+        return torch.stack(held) if len(held) == len(self._held) else None
 
     def keep(self, layer: int, last: Tensor) -> None:
         """Keep what the last tokens of a call lend, (B, H*r)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem.config import PROJECTIONS, DeltaMemConfig
-from deltamem.key_pairs import lent, paired, writes
+from deltamem.key_pairs import Lend, lent, paired, writes
 from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask_gates, uses_kernels
 
 UNIT_EPS = 1e-6
@@ -116,11 +117,10 @@ class DeltaLayer(nn.Module):
         query, *gate = self._asking()
         return [query, *self._telling(), *gate]
 
-    def signals(self, x: Tensor, first: Tensor | None = None, there: Tensor | None = None) -> tuple[Tensor, Told]:
+    def signals(self, x: Tensor, lend: Lend | None = None) -> tuple[Tensor, Told]:
         """Queries (B, T, H, r), and what is written of hidden states x (B, T, hidden).
 
-        With keys in pairs `first` (B, H*r) is lent to the first token, and tokens that are not `there` (B, T) lend
-        nothing.
+        `lend` is for keys in pairs; without it nothing was written before the first token.
         """
         # One product for all projections; they share their input.
         products = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._projections()))
@@ -128,7 +128,8 @@ class DeltaLayer(nn.Module):
         raw, told, gate = products.split([width, products.shape[-1] - width - gates, gates], -1)
         told = told + self._told_bias()
         if self.config.keys == "pair":
-            told = paired(told, lent(told[..., :width], first, there))
+            keys = told[..., :width]
+            told = paired(told, lend(keys) if lend is not None else lent(keys, None, None))
         return self._queries(raw, gate), told_of(self.config, told)
 
     def queries(self, x: Tensor) -> Tensor:
@@ -144,6 +145,12 @@ class DeltaLayer(nn.Module):
     def key_products(self, x: Tensor) -> Tensor:
         """The first of `told_products`, (B, T, H*r): with keys in pairs, what a token lends to the next one's."""
         return F.linear(x.to(self.memory_q_proj.dtype), self.memory_k_proj)
+
+    def with_values(self, products: Tensor, x: Tensor) -> Tensor:
+        """`told_products` (B, T, n) with the values of other hidden states (B, T, hidden)."""
+        width = len(self.memory_k_proj)
+        values = F.linear(x.to(self.memory_v_proj.dtype), self.memory_v_proj)
+        return torch.cat([products[..., :width], values, products[..., 2 * width :]], dim=-1)
 
     def told(self, x: Tensor) -> Told:
         """What is written of hidden states x (B, T, hidden)."""
@@ -196,17 +203,19 @@ class DeltaLayer(nn.Module):
         valid: Tensor | None = None,
         written: Tensor | None = None,
         trace: Callable[[Tensor], None] | None = None,
-        first: Tensor | None = None,
+        lend: Lend | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Token-state write: each token reads, then writes. Reads (B, T, H*r) and the new state.
 
         Padding (not `valid`) does neither; a token that is not `written` (B, T) reads only. `trace` is given the
-        write gates (B, T, H, r or 1). `first` (B, H*r) is what keys in pairs lend to the first token.
+        write gates (B, T, H, r or 1). `lend` is for keys in pairs; without it nothing was written before the first
+        token.
         """
         config = self.config
+        lend = lend or partial(lent, first=None, there=writes(valid, written))
         if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, config.rank):
-            return self._token(x, state, valid, written, trace, first)
-        q, (k, v, gates) = self.signals(x, first, writes(valid, written))
+            return self._token(x, state, valid, written, trace, lend)
+        q, (k, v, gates) = self.signals(x, lend)
         if written is not None:
             gates = mask_gates(gates, written)
         if trace is not None:
@@ -225,16 +234,17 @@ class DeltaLayer(nn.Module):
         valid: Tensor | None,
         written: Tensor | None,
         trace: Callable[[Tensor], None] | None,
-        first: Tensor | None,
+        lend: Lend,
     ) -> tuple[Tensor, Tensor]:
         """One token of every sequence, in one launch after the projections."""
         from deltamem.recurrence.token_kernel import token_kernel
 
         config = self.config
         products = F.linear(x[:, 0].to(self.memory_q_proj.dtype), torch.cat(self._projections()))
-        if first is not None:
+        if config.keys == "pair":
             width = len(self.memory_k_proj)
-            products = torch.cat([products[:, :width], paired(products[:, width:], first.to(products))], -1)
+            added = lend(products[:, None, width : 2 * width])[:, 0]
+            products = torch.cat([products[:, :width], paired(products[:, width:], added)], -1)
         everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
         reads, state, gates = token_kernel(
             config,

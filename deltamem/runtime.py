@@ -20,7 +20,7 @@ from torch import Tensor
 from deltamem.attach import AttentionSite
 from deltamem.call import Call, Directions
 from deltamem.errors import StateError
-from deltamem.key_pairs import Lending, lent, paired, writes
+from deltamem.key_pairs import Lend, Lending, lent, paired, writes
 from deltamem.layer import DeltaLayer
 from deltamem.side_by_side import MOST_TOKENS, write_side_by_side
 from deltamem.token_steps import TokenSteps
@@ -35,7 +35,7 @@ class _Entry(NamedTuple):
     call: Call
     state: Tensor
     collecting: bool
-    first: Tensor | None = None
+    lend: Lend | None = None
 
 
 @dataclass
@@ -205,9 +205,8 @@ class Runtime:
                 # The last layer is worked out again before those whose reads it adds.
                 raise StateError("corrections at the last layer can't be checkpointed; switch checkpointing off")
             key = hidden.data_ptr()
-            first = self._first(i, hidden)
-            kept = first if first is None else first.clone()
-            layer.replays[key] = _Entry(self._call, layer.state, self.segment_counts is not None, kept)
+            lend = self._lend_again(i, self._call, hidden)
+            layer.replays[key] = _Entry(self._call, layer.state, self.segment_counts is not None, lend)
             layer.replays.move_to_end(key)
             while len(layer.replays) > _REPLAYS_KEPT:
                 layer.replays.popitem(last=False)
@@ -228,7 +227,7 @@ class Runtime:
             entry = replay
         else:
             call = self._call if self._call is not None else Call(self.directions)
-            entry = _Entry(call, layer.state, self.segment_counts is not None, self._first(i, hidden))
+            entry = _Entry(call, layer.state, self.segment_counts is not None, self._lend(i, call))
         mode = entry.call.directions.mode
         if mode == "off":
             layer.reads = None
@@ -261,8 +260,6 @@ class Runtime:
             layer.reads = layer.reads.masked_fill(entry.call.silent[..., None], 0.0)
         if mode == "write" and replay is None:
             layer.state = state
-            if self._lending is not None:
-                self._keep_last(i, layer.weights.key_products(hidden[:, -1:].detach())[:, 0], entry.call)
             if i == 0 and self.segment_counts is not None:
                 self._count(entry.call, batch, tokens)
 
@@ -281,18 +278,24 @@ class Runtime:
             means = call.plan.weights.to(wide.dtype) @ wide
             return weights.write_means(means, state, call.plan.valid, self._tracing(layer)) if means.shape[1] else state
         layer.reads, state = weights.read_and_write(
-            hidden, state, call.valid, call.written, self._tracing(layer), entry.first
+            hidden, state, call.valid, call.written, self._tracing(layer), entry.lend
         )
         return state
 
-    def _first(self, i: int, hidden: Tensor) -> Tensor | None:
-        return None if self._lending is None else self._lending.get(i, hidden)
+    # Keys in pairs
 
-    def _keep_last(self, i: int, last: Tensor, call: Call) -> None:
-        """The last tokens' keys (B, H*r) are lent to what is written next, where they were written."""
-        assert self._lending is not None
-        there = writes(call.valid, call.written)
-        self._lending.keep(i, last if there is None else last * there[:, -1:].to(last))
+    def _lend(self, i: int, call: Call) -> Lend | None:
+        """What lends to the keys of layer i in a call, once that is prepared."""
+        lending = self._lending
+        return None if lending is None else lambda keys: lending.lend(i, keys, writes(call.valid, call.written))
+
+    def _lend_again(self, i: int, call: Call, hidden: Tensor) -> Lend | None:
+        """The same for when the call is worked out again: what was lent at its beginning, and nothing kept."""
+        if self._lending is None:
+            return None
+        first = self._lending.get(i, hidden)
+        first = first if first is None else first.clone()
+        return lambda keys: lent(keys, first, writes(call.valid, call.written))
 
     # Calls in which nothing reads
 
@@ -304,12 +307,9 @@ class Runtime:
             self._write_told()
         with torch.autocast(hidden.device.type, enabled=False):
             products = layer.weights.told_products(hidden)
-        if self._lending is not None:
-            assert self._call is not None
-            keys = products[..., : len(layer.weights.memory_k_proj)]
-            there = writes(self._call.valid, self._call.written)
-            products = paired(products, lent(keys, self._first(i, hidden), there))
-            self._keep_last(i, keys[:, -1], self._call)
+        assert self._call is not None
+        if (lend := self._lend(i, self._call)) is not None:
+            products = paired(products, lend(products[..., : len(layer.weights.memory_k_proj)]))
         self._told.append((i, products))
         if len(self._told) * hidden.shape[0] * hidden.shape[1] >= MOST_TOKENS:
             self._write_told()
@@ -364,10 +364,8 @@ class Runtime:
                 return False
             self._steps.states = np.stack([layer.state[0].numpy() for layer in self._layers])
             if self._lending is not None:
-                held = [self._lending.get(i, layer.state) for i, layer in enumerate(self._layers)]
-                self._steps.lent = (
-                    None if any(x is None for x in held) else np.stack([x[0].numpy() for x in held if x is not None])
-                )
+                given = self._lending.given(self._layers[0].state)
+                self._steps.lent = None if given is None else given[:, 0].numpy()
         return True
 
     def _end_step(self, well: bool) -> None:

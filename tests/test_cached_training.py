@@ -12,10 +12,11 @@ import torch
 
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.prefixes import answer_batch, read_answers, read_prefixes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.state import MemoryState
 from deltamem.training.cached.bank import Bank, build_bank
 from deltamem.training.cached.draw import draw

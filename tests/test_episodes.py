@@ -13,8 +13,9 @@ import pytest
 
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import ask_tokens, read_batch, write_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.evaluation.scoring import says_unknown
 from deltamem.training.curriculum import STAGES

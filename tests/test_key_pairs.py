@@ -123,6 +123,27 @@ def test_recorded_replies_lend_as_others_do(tokenizer: Any, way: str, monkeypatc
     assert recorded.failure is None
 
 
+def test_gradient_checkpointing_changes_nothing(ids: Callable[..., torch.Tensor]) -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = make_model().requires_grad_(False)
+        model.get_input_embeddings().requires_grad_(True)  # something must need a gradient below
+        memory = make_memory(model, keys="pair")
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+        memory.reset(2)
+        with memory.writing():
+            for part in ids(2, 12, 1).split([5, 7], dim=1):
+                model(input_ids=part)
+        with memory.reading():
+            model(input_ids=ids(2, 6, 2)).logits.float().log_softmax(-1)[..., 3].mean().backward()
+        gradients.append({n: p.grad.clone() for n, p in memory.adapter.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and any("memory_k_proj" in name for name in gradients[0])
+    for name, plain in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], plain, atol=1e-6, rtol=1e-4)
+
+
 def test_segments_have_no_token_before_them() -> None:
     with pytest.raises(ConfigError, match="keys pair"):
         DeltaMemConfig(keys="pair", memory_write_granularity="message_mean")

@@ -18,7 +18,9 @@ from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import ConfigError, DataError, StateError
-from deltamem.training.places.bank import Bank, _early, build_bank, difficulty
+from deltamem.layer import told_of
+from deltamem.training.places import draw
+from deltamem.training.places.bank import Bank, _early, build_bank, difficulty, joined
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.start import start_from
 from deltamem.training.places.step import PlacesStep
@@ -162,6 +164,21 @@ def test_what_was_told_is_what_was_marked(passes: Passes, people: SyntheticPeopl
     assert torch.isin(bank.targets, bank.candidates).all() and bank.unsaid in bank.candidates
 
 
+def test_banks_are_joined(passes: Passes, people: SyntheticPeople, bank: Bank) -> None:
+    other = build_bank(passes, people, IDLE, 5, seed=2)
+    both = joined([bank, other])
+    for facts, theirs, ours in ((both.facts, other.facts, bank.facts), (both.unknown, other.unknown, bank.unknown)):
+        assert list(facts[: len(ours)]) == list(ours) and len(facts) == len(ours) + len(theirs)
+        for fact, own in zip(facts[len(ours) :], theirs, strict=True):
+            assert (fact.topic, fact.early, fact.noted) == (own.topic, own.early, own.noted)
+            assert torch.equal(both.told[:, fact.told], other.told[:, own.told])
+            assert torch.equal(both.told_ids[fact.told], other.told_ids[own.told])
+            assert torch.equal(both.targets[fact.asked], other.targets[own.asked])
+            assert torch.equal(both.residuals[fact.asked], other.residuals[own.asked])
+    assert torch.isin(other.candidates, both.candidates).all() and both.unsaid == bank.unsaid
+    assert both.idle.shape[1] == len(both.idle_residuals) and both.before.shape[1] in (0, both.told.shape[1])
+
+
 def test_what_stands_before_a_value_is_kept_for_its_key(passes: Passes, people: SyntheticPeople) -> None:
     bank = build_bank(passes, people, IDLE, 12, seed=4)
     if passes.memory.config.keys == "own":
@@ -176,7 +193,14 @@ def test_what_stands_before_a_value_is_kept_for_its_key(passes: Passes, people: 
     assert 0 < int(nothing.sum()) < len(nothing) / 4, "few messages begin with a value"
 
 
-def test_a_value_told_before_its_topic_is_not_asked_for_among_others(bank: Bank) -> None:
+@pytest.fixture
+def as_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts are asked for at their own places, and told with their own values."""
+    monkeypatch.setattr(draw, "_CROSSED", 0)
+    monkeypatch.setattr(draw, "_SWAPPED", 0.0)
+
+
+def test_a_value_told_before_its_topic_is_not_asked_for_among_others(bank: Bank, as_told: None) -> None:
     def told(text: str, *more: str) -> bool:
         return _early(Question("Dog?", "It is Rex.", "Rex"), Episode(tuple(Turn(t, "Ok.") for t in (text, *more)), ()))
 
@@ -219,7 +243,40 @@ def test_how_replies_begin_is_kept_of_every_question(
     torch.testing.assert_close(found, expected[inside], atol=0.05, rtol=0.05)
 
 
-def test_histories_hold_different_topics_and_ask_about_them(bank: Bank) -> None:
+def test_any_way_to_ask_goes_with_any_way_to_tell_and_with_any_value(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draw, "_SWAPPED", 0.5)
+    topics = {p: f.topic for f in bank.facts for p in f.asked}
+    noted = {p for f in bank.facts if f.noted for p in f.asked}
+    assert noted, "and in the reply to a statement nothing but what it says is expected"
+    drawn = Drawing(bank).histories(random.Random(0), 3, 30, 0.0, 2000)
+    crossed = 0
+    for place, row, target in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True):
+        valid = drawn.valid[row]
+        told, said = drawn.told[row][valid].tolist(), drawn.said[row][valid].tolist()
+        if place in noted or not bank.values[place]:
+            assert target == int(bank.targets[place])
+            continue
+        assert target in bank.told_ids[said]
+        own = [f for f in bank.facts if f.topic == topics[place] and set(f.told) <= set(told)]
+        assert own, "the topic was told"
+        crossed += all(place not in f.asked for f in own)
+    assert crossed > 10
+    assert 0.05 < float((drawn.told != drawn.said)[drawn.valid].float().mean()) < 0.5
+
+
+def test_values_of_others_are_written_with_own_keys_and_gates(passes: Passes) -> None:
+    layer: Any = passes.memory.adapter[0]
+    x, y = torch.randn(2, 5, layer.hidden_size), torch.randn(2, 5, layer.hidden_size)
+    with torch.no_grad():
+        mixed = told_of(layer.config, layer.with_values(layer.told_products(x), y))
+        own, others = layer.told(x), layer.told(y)
+    assert torch.equal(mixed.k, own.k) and torch.equal(mixed.gates.write, own.gates.write)
+    torch.testing.assert_close(mixed.v, others.v)
+
+
+def test_histories_hold_different_topics_and_ask_about_them(bank: Bank, as_told: None) -> None:
     drawing = Drawing(bank)
     of = {place: fact for fact in bank.facts for place in fact.asked}
     for seed in range(20):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
 from deltamem import DeltaMemConfig
+from deltamem.key_pairs import lent
 from deltamem.layer import DeltaLayer
 from tests.test_token_steps import CONFIGS
 
@@ -26,12 +29,12 @@ def test_a_token_is_what_the_layer_says(name: str, monkeypatch: pytest.MonkeyPat
         state = torch.randn(3, config.num_state_heads, config.rank, config.rank)
         valid = torch.tensor([[True], [True], [False]])
         written = torch.tensor([[True], [False], [True]])
-        first = torch.randn(3, config.num_state_heads * config.rank) if config.keys == "pair" else None
+        lend = partial(lent, first=torch.randn(3, config.num_state_heads * config.rank), there=None)
         found: list[list[torch.Tensor]] = []
         for uses in (False, True):
             monkeypatch.setattr("deltamem.layer.uses_kernels", lambda *_, uses=uses: uses)
             gates: list[torch.Tensor] = []
-            reads, after = layer.read_and_write(x, state, valid, written, gates.append, first)
+            reads, after = layer.read_and_write(x, state, valid, written, gates.append, lend)
             found.append([reads, after, gates[0] * valid[..., None, None]])
     for expected, actual in zip(*found, strict=True):
         assert expected.shape == actual.shape

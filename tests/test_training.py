@@ -17,8 +17,9 @@ import torch
 
 from deltamem import DeltaMemConfig
 from deltamem.chat_format import ChatFormat
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.training.curriculum import WaitingCurriculum
 from deltamem.training.curves import draw_curves

@@ -107,6 +107,18 @@ class Passes:
                 logits_to_keep=kept,
             )
 
+    def look(self, batch: ReadBatch) -> None:
+        """Put questions through the frozen backbone, for what its layers see; no logits are worked out."""
+        valid = batch.valid.to(self.device)
+        with self.memory.disabled():
+            self.model.base_model(
+                input_ids=batch.ids.to(self.device),
+                attention_mask=self._mask(valid),
+                position_ids=self._positions(valid),
+                past_key_values=self.opening_cache(len(valid)),
+                use_cache=True,
+            )
+
     def logits_at(self, present: Tensor, **inputs: Any) -> Tensor:
         """Run the backbone, and give logits (M, vocabulary) for the positions that are present (N, K), row by row.
 

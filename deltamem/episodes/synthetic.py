@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.relation_data import families, read_data, singles, told_relations
 from deltamem.episodes.relations import Fact, Relation
@@ -20,57 +21,6 @@ from deltamem.errors import DataError
 
 _PAUSE = "..."
 """Stands where a value is not known."""
-
-
-@dataclass(frozen=True)
-class Difficulty:
-    """How hard an episode is.
-
-    Attributes:
-        pool: how many values per kind are in play.
-        facts: the most facts in one history.
-        relations: how many relations are in play.
-        small_talk: the most turns of small talk among the facts.
-        long_values: share of values of several tokens: two words, or one made-up word.
-        asked_before: share of histories in which one fact was asked about and answered already.
-        corrections: share of facts that were told with another value before.
-        unknown: share of episodes in which something never told is asked about as well.
-        nothing: share of episodes in which no fact is told at all, and something is asked about.
-        noted: share of episodes in which the reply to a statement is asked for as well.
-        reworded: share of questions whose answer begins in other words than the expected ones, which are not learnt:
-            a reply that went its own way is to find the value all the same.
-        earlier: share of windows in which something else was said before the question.
-        others: share of facts that are about somebody else.
-        lists: share of values that are two things.
-        sessions: share of histories that are told in two sessions.
-        families: relations made from nouns and phrasings that go with all of them are in play as well.
-        singles: relations that are no family's are in play instead, told and asked for in more words.
-        natural: share of values that are what one would expect of their relation, where such are known; the others are
-            any words.
-        together: chance of each fact after the first to be told in one message with the one before.
-        mentions: share of the turns of small talk that mention what could be a value, and tell nothing by it.
-    """
-
-    pool: int = 1 << 20
-    facts: int = 1
-    relations: int = 1 << 20
-    small_talk: int = 0
-    long_values: float = 0.0
-    asked_before: float = 0.0
-    corrections: float = 0.0
-    unknown: float = 0.0
-    nothing: float = 0.0
-    noted: float = 0.0
-    reworded: float = 0.0
-    earlier: float = 0.0
-    others: float = 0.0
-    lists: float = 0.0
-    sessions: float = 0.0
-    families: bool = False
-    singles: bool = False
-    natural: float = 0.0
-    together: float = 0.3
-    mentions: float = 0.0
 
 
 class SyntheticPeople:
@@ -263,6 +213,11 @@ class SyntheticPeople:
         word = rng.choice([w for w in words if w not in said] or ["something"])
         return Turn(turn.user.replace("{v}", word), turn.reply.replace("{v}", word))
 
+    def _told(self, rng: random.Random, relation: Relation) -> tuple[Fact, str]:
+        """A fact of the training split, and a statement of it."""
+        fact = Fact(relation, rng.choice(self._values[relation.kind]["train"]))
+        return fact, fact.phrase(rng, relation.statements, "train").format(v=fact.value)
+
     def _statement(self, rng: random.Random, facts: list[Fact], split: Split, lead: str = "{s}") -> Turn:
         said = []
         for fact in facts:
@@ -308,9 +263,7 @@ class SyntheticPeople:
         for _ in range(rng.choice((1, 1, 2, 3))):
             turn = rng.choice(self.small_talk)
             if rng.random() < 0.7:
-                relation = rng.choice(relations)
-                fact = Fact(relation, rng.choice(self._values[relation.kind]["train"]))
-                said = fact.phrase(rng, relation.statements, "train").format(v=fact.value)
+                fact, said = self._told(rng, rng.choice(relations))
                 noted = self._noted.format(a=fact.answer)
                 turn = Turn(said, noted if rng.random() < 0.7 else rng.choice(self.acknowledgements))
             turns.append(Question(turn.user, turn.reply, kind="ordinary"))
@@ -410,10 +363,7 @@ class SyntheticPeople:
         """
         mentions = [self.mention(rng).user for _ in self._mentions]
         prompts = self.ordinary["train"] + [turn.user for turn in self.small_talk] + mentions
-        told = []
-        for relation in self.relations:
-            fact = Fact(relation, rng.choice(self._values[relation.kind]["train"]))
-            told.append((fact, fact.phrase(rng, relation.statements, "train").format(v=fact.value)))
+        told = [self._told(rng, relation) for relation in self.relations]
         said = reply(prompts + [statement for _, statement in told])
         ordinary = [Question(p, r, kind="ordinary") for p, r in zip(prompts, said, strict=False) if r]
         for (fact, _), words in zip(told, said[len(prompts) :], strict=True):

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.batches import ask_tokens, read_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.evaluation.histories import write_histories
 from deltamem.evaluation.run import Report
 from deltamem.evaluation.summary import interval

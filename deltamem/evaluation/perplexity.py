@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 
 from deltamem.episodes.batches import ReadBatch, write_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Turn
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.evaluation.histories import write_histories
 from deltamem.evaluation.run import Report

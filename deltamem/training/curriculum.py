@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deltamem.episodes.synthetic import Difficulty
+from deltamem.episodes.difficulty import Difficulty
 
 POOLS: tuple[Difficulty, ...] = (
     Difficulty(pool=32, facts=2),

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from deltamem.chat_format import ChatFormat
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.evaluation.histories import turn_tokens
 from deltamem.evaluation.tasks.squad import HEARD, SHORT_ANSWER, squad_task

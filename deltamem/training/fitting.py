@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.memory import DeltaMemory
 from deltamem.training.addressing import Places, Weights, addressing_loss, classes
 from deltamem.training.recorder import Recorder, asking_places, told_names

@@ -6,8 +6,9 @@ import random
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
 from deltamem.evaluation.items import Item, Task
 from deltamem.evaluation.scoring import exact_match, names, says_unknown, token_f1

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from deltamem.episodes.batches import expected_tokens, read_batch, write_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.prefixes import Prefix, read_prefixes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.recorder import Recorder
 
 DIFFICULTY = Difficulty(facts=2, long_values=0.25, corrections=0.12, unknown=0.12, others=0.08, lists=0.03)

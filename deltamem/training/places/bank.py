@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.synthetic import Difficulty, SyntheticPeople
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
 from deltamem.training.places.tail import Tail
 from deltamem.training.recorder import Recorder
@@ -52,6 +53,19 @@ _LIKELY = 8
 _SAYS_NOTHING = {"a", "an", "the", "my", "i", "love"}
 """Words before a value that do not say what it is about."""
 
+_HIDDEN = ("told", "before", "other", "places", "openings", "idle")
+_ROWS = (
+    "told_ids",
+    "other_residuals",
+    "residuals",
+    "targets",
+    "values",
+    "opening_residuals",
+    "opening_targets",
+    "idle_residuals",
+)
+"""A bank's tensors, (layers, n, hidden size) and (n, ...)."""
+
 Report = Callable[[str, float], None]
 
 
@@ -71,12 +85,14 @@ class Fact:
         told: numbers of the bank's `told` tokens, in the order they are written; none where nothing was told.
         early: the value was told before anything that says what it is ("Rufus is my dog."), so that nothing at its own
             tokens, which are what is written, hangs on the topic.
+        noted: it is asked for in the reply to the statement, which stands before it.
         asked: numbers of the bank's places at which a reply about it is to go on.
     """
 
     topic: Topic
     told: list[int] = field(default_factory=list)
     early: bool = False
+    noted: bool = False
     asked: list[int] = field(default_factory=list)
 
 
@@ -165,6 +181,24 @@ def build_bank(
     return builder.bank()
 
 
+def joined(banks: Sequence[Bank]) -> Bank:
+    """Several banks as one."""
+    tensors = {
+        name: torch.cat([getattr(bank, name) for bank in banks], dim=dim)
+        for names, dim in ((_HIDDEN, 1), (_ROWS, 0))
+        for name in names
+    }
+    facts: list[Fact] = []
+    unknown: list[Fact] = []
+    told = asked = 0
+    for bank in banks:
+        for own, into in ((bank.facts, facts), (bank.unknown, unknown)):
+            into += [replace(f, told=[t + told for t in f.told], asked=[p + asked for p in f.asked]) for f in own]
+        told, asked = told + len(bank.told_ids), asked + len(bank.targets)
+    candidates = torch.unique(torch.cat([bank.candidates for bank in banks]))
+    return Bank(facts=facts, unknown=unknown, candidates=candidates, unsaid=banks[0].unsaid, **tensors)
+
+
 def difficulty(rng: random.Random) -> Difficulty:
     """Of one of the episodes."""
     kind = rng.random()
@@ -189,7 +223,7 @@ class _Builder:
         facts: list[dict[int, Fact]] = []
         for episode in episodes:
             own = {
-                n: Fact(_topic(q), early=_early(q, episode))
+                n: Fact(_topic(q), early=q.kind != "noted" and _early(q, episode), noted=q.kind == "noted")
                 for n, q in enumerate(episode.asked, 1)
                 if q.kind != "ordinary"
             }
@@ -271,7 +305,7 @@ class _Builder:
         places = torch.zeros_like(batch.valid)
         places[:, -kept.shape[1] :] = kept
         with torch.no_grad(), self._record(kind, places), self._tail.record(places, self._residuals[kind]):
-            self._passes.read(batch, None)
+            self._passes.look(batch)
 
     @contextmanager
     def _record_before(self, places: Tensor, written: Tensor) -> Iterator[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,10 +19,26 @@ _TOLD_TWICE = 0.2
 """Share of facts that were told with another value before."""
 _SOMEBODY_ELSES = 0.35
 """Share of histories in which somebody else's is told beside one's own."""
+_CROSSED = 2
+"""Times a fact is asked for at places where others about the same are: what asks for something says nothing of its
+value, so every way to tell it goes with every way to ask for it."""
+_SWAPPED = 0.3
+"""Share of facts, of those whose value is one token, that are told with another's value, as what is around a value says
+nothing of it."""
 _LATER = 0.5
 """Share that is kept of the places inside a value: what comes after its first token is easier to find."""
 _REST = 3
 """One place outside of values for so many in them."""
+
+
+class _Token(NamedTuple):
+    """A token of a history: numbers of the told token its key and gates are from, of the one its value is from, and of
+    what it is about.
+    """
+
+    told: int
+    said: int
+    about: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,7 @@ class Drawn:
 
     Attributes:
         told: (B, T) numbers of the bank's told tokens, padded on the right.
+        said: (B, T), the told tokens whose values are written with the keys and gates of those.
         valid: (B, T).
         about: (B, T), a number for what a token is about.
         places: (P,) numbers of the bank's places.
@@ -38,6 +56,7 @@ class Drawn:
     """
 
     told: Tensor
+    said: Tensor
     valid: Tensor
     about: Tensor
     places: Tensor
@@ -60,8 +79,23 @@ class Drawing:
         for fact in bank.facts:
             self._of.setdefault(fact.topic.relation, []).append(fact)
             self._same.setdefault(fact.topic, []).append(fact)
+        # Where the statement itself stands before it, what is to be said hangs on that one statement.
+        self._apart = [fact for fact in bank.facts if not fact.noted]
+        self._first_places: dict[Topic, list[int]] = {}
         self._value = bank.values.tolist()
+        ids, targets = bank.told_ids.tolist(), bank.targets.tolist()
         self._later = {p for fact in bank.facts for p in fact.asked if p and self._value[p] and self._value[p - 1]}
+
+        for fact in self._apart:
+            if (first := self._first(fact)) is not None:
+                self._first_places.setdefault(fact.topic, []).append(first)
+        short = [f for f in self._apart if self._one_token(f, ids, targets)]
+        self._short = [t for f in short for t in f.told]
+        self._swappable = {f.told[0] for f in short}
+
+    def _one_token(self, fact: Fact, ids: Sequence[int], targets: Sequence[int]) -> bool:
+        """Its value is one token, the same wherever it is said."""
+        return {ids[t] for t in fact.told} == {targets[p] for p in fact.asked if self._value[p]}
 
     def histories(self, rng: random.Random, facts: int, count: int, unknown: float, places: int) -> Drawn:
         """`count` histories of `facts` facts, in any order.
@@ -73,17 +107,20 @@ class Drawing:
             unknown: chance, per fact told, that something never told is asked about.
             places: about so many of those that are part of a value.
         """
-        bank = self._bank
-        told: list[list[tuple[int, int]]] = []
+        told: list[list[_Token]] = []
         asked: list[tuple[int, int, int]] = []
         for row in range(count):
             chosen = self._facts(rng, facts)
             topics = {fact.topic for fact in chosen}
             before = [rng.choice(self._same[f.topic]) for f in chosen if rng.random() < _TOLD_TWICE]
-            told.append([(t, self._numbers[f.topic]) for f in (*before, *chosen) for t in f.told])
+            swapped = {i: rng.choice(self._short) for i, fact in enumerate(chosen) if self._swaps(rng, fact)}
+            told.append([_Token(t, t, self._numbers[f.topic]) for f in before for t in f.told])
+            for i, fact in enumerate(chosen):
+                told[-1] += [_Token(t, swapped.get(i, t), self._numbers[fact.topic]) for t in fact.told]
             # Among others, what is told before its topic can't be found by it; asking would teach keys to fit anything.
-            for fact in [f for f in chosen if not f.early or facts <= _FEW] or chosen:
-                asked += [(row, place, int(bank.targets[place])) for place in fact.asked]
+            findable = [i for i, fact in enumerate(chosen) if not fact.early or facts <= _FEW] or range(len(chosen))
+            for i in findable:
+                asked += self._asked(rng, row, chosen[i], swapped.get(i))
             if rng.random() < unknown * facts:
                 asked += self._never_told(rng, row, topics)
         values = [a for a in asked if self._value[a[1]] and (a[1] not in self._later or rng.random() < _LATER)]
@@ -111,11 +148,30 @@ class Drawing:
         rng.shuffle(chosen)
         return chosen
 
+    def _swaps(self, rng: random.Random, fact: Fact) -> bool:
+        return not fact.noted and fact.told[0] in self._swappable and rng.random() < _SWAPPED
+
+    def _asked(self, rng: random.Random, row: int, fact: Fact, swapped: int | None) -> list[tuple[int, int, int]]:
+        """Places, of its own and of others, at which a fact is asked for, with what is to be said there."""
+        bank = self._bank
+        first = self._first(fact)
+        if first is None:
+            return [(row, p, int(bank.targets[p])) for p in fact.asked]
+        value = int(bank.targets[first] if swapped is None else bank.told_ids[swapped])
+        # What comes after a swapped value was worked out with the fact's own before it.
+        own = [p for p in fact.asked if p != first and (swapped is None or p < first)]
+        others = [] if fact.noted else rng.choices(self._first_places.get(fact.topic, [first]), k=_CROSSED)
+        return [(row, p, int(bank.targets[p])) for p in own] + [(row, p, value) for p in (first, *others)]
+
+    def _first(self, fact: Fact) -> int | None:
+        """The place where its value begins."""
+        return next((p for p in fact.asked if self._value[p] and p not in self._later), None)
+
     def _never_told(self, rng: random.Random, row: int, topics: set[Topic]) -> list[tuple[int, int, int]]:
         """Any fact's question is one about something never told where it was not."""
         bank = self._bank
         for _ in range(_TRIES):
-            fact = rng.choice(bank.unknown if bank.unknown and rng.random() < 0.5 else bank.facts)
+            fact = rng.choice(bank.unknown if bank.unknown and rng.random() < 0.5 else self._apart)
             if fact.topic not in topics:
                 first = [p for p in fact.asked if self._value[p]][:1]
                 if fact.told:
@@ -123,12 +179,12 @@ class Drawing:
                 return [(row, place, int(bank.targets[place])) for place in fact.asked]
         return []
 
-    def _laid_out(self, told: Sequence[list[tuple[int, int]]], asked: Sequence[tuple[int, int, int]]) -> Drawn:
+    def _laid_out(self, told: Sequence[list[_Token]], asked: Sequence[tuple[int, int, int]]) -> Drawn:
         length = max(1, *map(len, told))
-        numbers = torch.zeros(3, len(told), length, dtype=torch.long)
+        numbers = torch.zeros(4, len(told), length, dtype=torch.long)
         for row, tokens in enumerate(told):
             if tokens:
-                numbers[0, row, : len(tokens)], numbers[1, row, : len(tokens)] = torch.tensor(tokens).T
-                numbers[2, row, : len(tokens)] = 1
+                numbers[:3, row, : len(tokens)] = torch.tensor(tokens).T
+                numbers[3, row, : len(tokens)] = 1
         rows, places, targets = (torch.tensor(column) for column in zip(*asked, strict=True))
-        return Drawn(numbers[0], numbers[2] > 0, numbers[1], places, rows, targets)
+        return Drawn(numbers[0], numbers[1], numbers[3] > 0, numbers[2], places, rows, targets)

@@ -152,6 +152,9 @@ class PlacesStep:
         if config.keys == "pair":
             before = self._jittered(bank.before[:, drawn.told.flatten()]).unflatten(1, drawn.told.shape)
             products = [paired(p, layer.key_products(x)) for layer, p, x in zip(layers, products, before, strict=True)]
+        if not torch.equal(drawn.said, drawn.told):
+            said = self._jittered(bank.told[:, drawn.said.flatten()]).unflatten(1, drawn.said.shape)
+            products = [layer.with_values(p, x) for layer, p, x in zip(layers, products, said, strict=True)]
         state, _ = write_side_by_side(config, products, [empty] * len(layers), valid, None)
         gates = [
             towards(layer.write_gates(x)[valid], _OPEN) + _SHUT_WEIGHT * towards(layer.write_gates(y[None]), _SHUT)
