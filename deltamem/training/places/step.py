@@ -34,6 +34,8 @@ worth reading is found, and do not open again."""
 _JITTER = 0.2
 """Noise on hidden states, relative to their spread: the same few are drawn again and again, and what is learnt is to
 hold for values and words that were not among them."""
+_NOISE_ROWS = 2048
+"""Most rows of noise that are taken at once; there are twice as many."""
 _UNKNOWN = 0.15
 """Chance, per fact told, that something never told is asked about."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
@@ -64,7 +66,10 @@ class PlacesStep:
         self._passes, self._recipe, self._bank, self._team = passes, recipe, bank, team
         self._drawing = Drawing(bank)
         self._generator = torch.Generator()
-        self._spread = bank.told[:, :_LOOKED_AT].float().std(dim=(1, 2), keepdim=True).to(passes.device)
+        spread = bank.told[:, :_LOOKED_AT].float().std(dim=(1, 2))
+        self._noise_sizes = (_JITTER * math.sqrt(12) * spread).tolist()
+        noise = torch.rand(2 * _NOISE_ROWS, bank.told.shape[-1], generator=torch.Generator().manual_seed(recipe.seed))
+        self._noise = (noise - 0.5).to(passes.device)
         self._tail = Tail(passes.memory)
         self._candidates = bank.candidates.to(passes.device)
         numbers = torch.full((int(bank.candidates.max()) + 1,), -1)
@@ -113,10 +118,19 @@ class PlacesStep:
     def _jittered(self, hidden: Tensor, count: int | None = None, mine: Tensor | None = None) -> Tensor:
         """Hidden states (layers, n, hidden size) with uniform noise on them: that for `mine` of `count` there are."""
         found = hidden.to(self._passes.device).float()
-        layers, own, width = hidden.shape
-        noise = torch.rand(layers, own if count is None else count, width, generator=self._generator) - 0.5
-        noise = noise if mine is None else noise[:, mine]
-        return found + noise.to(found.device) * (_JITTER * math.sqrt(12) * self._spread)
+        for layer, size in zip(found, self._noise_sizes, strict=True):
+            noise = self._noise_of(len(layer) if count is None else count)
+            layer.add_(noise if mine is None else noise[mine.to(noise.device)], alpha=size)
+        return found
+
+    def _noise_of(self, count: int) -> Tensor:
+        """(count, hidden size) from anywhere in the noise there is: to make it anew was a third of a step."""
+        parts = []
+        for start in range(0, count, _NOISE_ROWS):
+            rows = min(_NOISE_ROWS, count - start)
+            at = int(torch.randint(len(self._noise) - rows + 1, (), generator=self._generator))
+            parts.append(self._noise[at : at + rows])
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _said(
         self, asked: _Asked, state: Tensor, kinds: dict[str, tuple[Tensor, float]], sums: dict[str, float]
