@@ -25,21 +25,21 @@ from deltamem.training.recorder import Recorder
 
 DIFFICULTY = Difficulty(
     facts=4,
-    small_talk=4,
+    small_talk=2,
     long_values=0.4,
-    corrections=0.15,
+    corrections=0.2,
     unknown=0.25,
     noted=0.3,
     reworded=0.3,
     earlier=0.2,
-    others=0.25,
-    lists=0.06,
+    others=0.3,
+    lists=0.15,
     natural=0.35,
     together=0.45,
     mentions=0.5,
 )
 """Of the episodes that places are taken from."""
-_FAMILIES, _SINGLES = 0.25, 0.5
+_FAMILIES, _SINGLES = 0.35, 0.35
 """Shares of episodes with relations of the families among them, most of which differ in a noun alone, and of those with
 relations that are no family's, which are asked for in words of their own and answered in them."""
 _REST = 0.2
