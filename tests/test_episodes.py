@@ -260,6 +260,13 @@ def test_wrong_lines_are_named(tmp_path: Path, bad: Any, match: str) -> None:
         load_episodes(path)
 
 
+def test_a_value_that_stands_within_a_longer_one_is_not_told_there(tokenizer: Any) -> None:
+    asked = (Question("My cat?", "Rex Tom.", "Rex Tom"), Question("My dog?", "Tom.", "Tom"))
+    episode = Episode((Turn("My cat is Rex Tom, my dog is Tom.", "Ok."),), asked)
+    batch = write_batch(ChatFormat.of(tokenizer), [episode])
+    assert [tokenizer.decode(batch.ids[batch.values == n].tolist()) for n in (1, 2)] == [" Rex Tom", " Tom"]
+
+
 def test_replies_and_the_token_before_them_are_marked_as_reading(tokenizer: Any) -> None:
     form = ChatFormat.of(tokenizer)
     episode = Episode((Turn("hello", "hi you"), Turn("more", "ok")), (Question("who?", "me", "me"),))

@@ -105,7 +105,8 @@ def _history(form: ChatFormat, episode: Episode) -> tuple[list[int], list[int], 
 
 def _find_values(form: ChatFormat, tokens: list[int], questions: Sequence[Question]) -> list[int]:
     marks = [0] * len(tokens)
-    for number, question in enumerate(questions, 1):
+    # Where one value stands within another, it is the longer one that was said.
+    for number, question in sorted(enumerate(questions, 1), key=lambda pair: len(pair[1].value or "")):
         if question.value and question.kind not in ("unknown", "noted"):
             for at, length in _places(form, tokens, question.value):
                 marks[at : at + length] = [number] * length
