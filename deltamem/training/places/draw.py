@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,9 +22,8 @@ _SOMEBODY_ELSES = 0.35
 _CROSSED = 2
 """Times a fact is asked for at places where others about the same are: what asks for something says nothing of its
 value, so every way to tell it goes with every way to ask for it."""
-_SWAPPED = 0.3
-"""Share of facts, of those whose value is one token, that are told with another's value, as what is around a value says
-nothing of it."""
+_SWAPPED = 0.4
+"""Share of words of values that are told with another word's value, as what is around a word says nothing of it."""
 _LATER = 0.5
 """Share that is kept of the places inside a value: what comes after its first token is easier to find."""
 _REST = 3
@@ -83,19 +82,22 @@ class Drawing:
         self._apart = [fact for fact in bank.facts if not fact.noted]
         self._first_places: dict[Topic, list[int]] = {}
         self._value = bank.values.tolist()
-        ids, targets = bank.told_ids.tolist(), bank.targets.tolist()
+        self._ids: list[int] = bank.told_ids.tolist()
+        self._targets: list[int] = bank.targets.tolist()
         self._later = {p for fact in bank.facts for p in fact.asked if p and self._value[p] and self._value[p - 1]}
 
         for fact in self._apart:
             if (first := self._first(fact)) is not None:
                 self._first_places.setdefault(fact.topic, []).append(first)
-        short = [f for f in self._apart if self._one_token(f, ids, targets)]
-        self._short = [t for f in short for t in f.told]
-        self._swappable = {f.told[0] for f in short}
+        alike = [fact for fact in self._apart if self._said_alike(fact)]
+        # Those to choose from: values of one token.
+        self._words = [t for f in alike if len({self._ids[t] for t in f.told}) == 1 for t in f.told]
+        words = {self._ids[t] for t in self._words}
+        self._swappable = {fact.told[0]: sorted(words & {self._ids[t] for t in fact.told}) for fact in alike}
 
-    def _one_token(self, fact: Fact, ids: Sequence[int], targets: Sequence[int]) -> bool:
-        """Its value is one token, the same wherever it is said."""
-        return {ids[t] for t in fact.told} == {targets[p] for p in fact.asked if self._value[p]}
+    def _said_alike(self, fact: Fact) -> bool:
+        """Its value is of the same tokens wherever it is said; at the head of a message they are others."""
+        return {self._ids[t] for t in fact.told} == {self._targets[p] for p in fact.asked if self._value[p]}
 
     def histories(self, rng: random.Random, facts: int, count: int, unknown: float, places: int) -> Drawn:
         """`count` histories of `facts` facts, in any order.
@@ -113,16 +115,16 @@ class Drawing:
             chosen = self._facts(rng, facts)
             topics = {fact.topic for fact in chosen}
             before = [rng.choice(self._same[f.topic]) for f in chosen if rng.random() < _TOLD_TWICE]
-            swapped = {i: rng.choice(self._short) for i, fact in enumerate(chosen) if self._swaps(rng, fact)}
+            swapped = [self._swaps(rng, fact) for fact in chosen]
             told.append([_Token(t, t, self._numbers[f.topic]) for f in before for t in f.told])
-            for i, fact in enumerate(chosen):
-                told[-1] += [_Token(t, swapped.get(i, t), self._numbers[fact.topic]) for t in fact.told]
+            for fact, swaps in zip(chosen, swapped, strict=True):
+                told[-1] += [_Token(t, swaps.get(self._ids[t], t), self._numbers[fact.topic]) for t in fact.told]
             # Among others, what is told before its topic can't be found by it; asking would teach keys to fit anything.
             findable = [i for i, fact in enumerate(chosen) if not fact.early or facts <= _FEW] or range(len(chosen))
             for i in findable:
-                asked += self._asked(rng, row, chosen[i], swapped.get(i))
-            if rng.random() < unknown * facts:
-                asked += self._never_told(rng, row, topics)
+                asked += self._asked(rng, row, chosen[i], swapped[i])
+            for _ in chosen:
+                asked += self._never_told(rng, row, topics) if rng.random() < unknown else []
         values = [a for a in asked if self._value[a[1]] and (a[1] not in self._later or rng.random() < _LATER)]
         rest = [a for a in asked if not self._value[a[1]]]
         values = rng.sample(values, min(len(values), places))
@@ -148,20 +150,23 @@ class Drawing:
         rng.shuffle(chosen)
         return chosen
 
-    def _swaps(self, rng: random.Random, fact: Fact) -> bool:
-        return not fact.noted and fact.told[0] in self._swappable and rng.random() < _SWAPPED
+    def _swaps(self, rng: random.Random, fact: Fact) -> dict[int, int]:
+        """Ids of tokens of its value that are told with another's, and the number of that."""
+        words = () if fact.noted else self._swappable.get(fact.told[0], ())
+        return {word: rng.choice(self._words) for word in words if rng.random() < _SWAPPED}
 
-    def _asked(self, rng: random.Random, row: int, fact: Fact, swapped: int | None) -> list[tuple[int, int, int]]:
+    def _asked(self, rng: random.Random, row: int, fact: Fact, swaps: Mapping[int, int]) -> list[tuple[int, int, int]]:
         """Places, of its own and of others, at which a fact is asked for, with what is to be said there."""
-        bank = self._bank
-        first = self._first(fact)
-        if first is None:
-            return [(row, p, int(bank.targets[p])) for p in fact.asked]
-        value = int(bank.targets[first] if swapped is None else bank.told_ids[swapped])
-        # What comes after a swapped value was worked out with the fact's own before it.
-        own = [p for p in fact.asked if p != first and (swapped is None or p < first)]
-        others = [] if fact.noted else rng.choices(self._first_places.get(fact.topic, [first]), k=_CROSSED)
-        return [(row, p, int(bank.targets[p])) for p in own] + [(row, p, value) for p in (first, *others)]
+
+        def target(place: int) -> int:
+            own = self._targets[place]
+            return self._ids[swaps[own]] if self._value[place] and own in swaps else own
+
+        asked = [(row, p, target(p)) for p in fact.asked]
+        if (first := self._first(fact)) is None or fact.noted:
+            return asked
+        others = rng.choices(self._first_places.get(fact.topic, [first]), k=_CROSSED)
+        return asked + [(row, p, target(first)) for p in others]
 
     def _first(self, fact: Fact) -> int | None:
         """The place where its value begins."""

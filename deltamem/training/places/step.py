@@ -36,7 +36,7 @@ _JITTER = 0.2
 hold for values and words that were not among them."""
 _NOISE_ROWS = 2048
 """Most rows of noise that are taken at once; there are twice as many."""
-_UNKNOWN = 0.15
+_UNKNOWN = 0.3
 """Chance, per fact told, that something never told is asked about."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
