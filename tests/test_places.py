@@ -255,7 +255,7 @@ def test_how_replies_begin_is_kept_of_every_question(
 def test_any_way_to_ask_goes_with_any_way_to_tell_and_with_any_value(
     bank: Bank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(draw, "_SWAPPED", 0.5)
+    monkeypatch.setattr(draw, "_SWAPPED", 0.9)  # few values of so small a bank are words of one token
     topics = {p: f.topic for f in bank.facts for p in f.asked}
     noted = {p for f in bank.facts if f.noted for p in f.asked}
     assert noted, "and in the reply to a statement nothing but what it says is expected"
@@ -272,7 +272,7 @@ def test_any_way_to_ask_goes_with_any_way_to_tell_and_with_any_value(
         assert own, "the topic was told"
         crossed += all(place not in f.asked for f in own)
     assert crossed > 10
-    assert 0.02 < float((drawn.told != drawn.said)[drawn.valid].float().mean()) < 0.5
+    assert 0.05 < float((drawn.told != drawn.said)[drawn.valid].float().mean()) < 0.5
 
 
 def test_a_word_of_several_is_swapped_alone(bank: Bank) -> None:
@@ -343,13 +343,13 @@ def test_every_part_of_the_adapter_learns(passes: Passes, bank: Bank) -> None:
                      "read_gate_proj"}  # fmt: skip
 
 
-def test_steps_on_places_learn(tmp_path: Path, tokenizer: Any) -> None:
+def test_steps_on_places_learn(tmp_path: Path) -> None:
     people = few_people()
     people.families, people.singles = [], people.relations
     memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
-    recipe = Recipe(steps=150, cached_steps=150, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
+    recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
                     reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2)  # fmt: skip
-    passes = Passes(memory, ChatFormat.of(tokenizer))
+    passes = Passes(memory, ChatFormat.of(make_tokenizer()))
     said: list[str] = []
     trainer = Trainer(
         passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)

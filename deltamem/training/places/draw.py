@@ -124,7 +124,8 @@ class Drawing:
             for i in findable:
                 asked += self._asked(rng, row, chosen[i], swapped[i])
             for _ in chosen:
-                asked += self._never_told(rng, row, topics) if rng.random() < unknown else []
+                if rng.random() < unknown:
+                    asked += self._never_told(rng, row, topics)
         values = [a for a in asked if self._value[a[1]] and (a[1] not in self._later or rng.random() < _LATER)]
         rest = [a for a in asked if not self._value[a[1]]]
         values = rng.sample(values, min(len(values), places))
@@ -178,10 +179,10 @@ class Drawing:
         for _ in range(_TRIES):
             fact = rng.choice(bank.unknown if bank.unknown and rng.random() < 0.5 else self._apart)
             if fact.topic not in topics:
-                first = [p for p in fact.asked if self._value[p]][:1]
-                if fact.told:
-                    return [(row, place, bank.unsaid) for place in first]
-                return [(row, place, int(bank.targets[place])) for place in fact.asked]
+                if not fact.told:
+                    return [(row, place, self._targets[place]) for place in fact.asked]
+                first = self._first(fact)
+                return [] if first is None else [(row, first, bank.unsaid)]
         return []
 
     def _laid_out(self, told: Sequence[list[_Token]], asked: Sequence[tuple[int, int, int]]) -> Drawn:
