@@ -189,9 +189,10 @@ class DeltaLayer(nn.Module):
 
     def read(self, x: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:
         """Reads of x (B, T, hidden) from a state (B, H, r, r) that stays as it is: (B, T, H*r)."""
+        q = self.queries(x)
+        reads = torch.einsum("bhij,bthj->bthi", state, q)
         if self.config.base_state:
-            state = state + self.base_state
-        reads = torch.einsum("bhij,bthj->bthi", state, self.queries(x))
+            reads = reads + torch.einsum("hij,bthj->bthi", self.base_state, q)
         if valid is not None:
             reads = reads.masked_fill(~valid[:, :, None, None], 0.0)
         return reads.flatten(-2)

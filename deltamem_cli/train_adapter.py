@@ -50,7 +50,7 @@ def run_train(options: TrainOptions) -> None:
     from deltamem_cli.signals import finishing
 
     preset = chosen_preset(options)
-    changed = sorted(name for name in options.config if name not in (*EXTENSIONS, "num_state_heads"))
+    changed = sorted(name for name in options.config if name not in (*EXTENSIONS, "num_state_heads", "rank"))
     if options.start is not None and changed:
         raise DataError("--from keeps the adapter's own configuration: leave out " + ", ".join(changed))
     team = Team(cpu=options.device == "cpu")
@@ -113,6 +113,8 @@ def chosen_preset(options: TrainOptions) -> Any:
         if share > _OF_ITS_OWN and any(not source.startswith("synthetic") for source in options.data):
             share = _OF_ITS_OWN
         recipe["cached_steps"] = round(share * recipe.get("steps", preset.recipe.steps))
+    if options.start is not None:
+        recipe.setdefault("key_steps", 0)  # those of an adapter are trained already
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")
     if "batch" in recipe and "questions" not in recipe:

@@ -20,13 +20,18 @@ from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import ConfigError, DataError, StateError
 from deltamem.layer import told_of
+from deltamem.memory import DeltaMemory
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, _early, build_bank, difficulty, joined
+from deltamem.training.places.by_row import ByRow
 from deltamem.training.places.draw import Drawing
-from deltamem.training.places.start import start_from
+from deltamem.training.places.keys import fit_keys, how_found
+from deltamem.training.places.longer import lengthen
+from deltamem.training.places.start import pairs, start_from
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.tail import Tail
 from deltamem.training.recipe import Recipe
+from deltamem.training.run import extended
 from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
 from tests.conftest import make_memory, make_model, make_tokenizer
@@ -157,7 +162,7 @@ def test_a_place_says_what_the_whole_pass_says(
         state = passes.write(write_batch(passes.form, made), local_gradient=False)
         expected = passes.read(batch, state)[:, bank.candidates]
         rows = torch.cat([batch.rows[n, None].expand(int(c)) for n, c in enumerate((batch.targets != -100).sum(-1))])
-        bent = step._bent(bank.places, bank.residuals, state.tensor[:, rows])
+        bent = step._bent(bank.places, bank.residuals, state.tensor, rows)
         found = Tail(passes.memory)(bent, bank.candidates)
     assert torch.equal(bank.targets, batch.expected()[0])
     assert torch.equal(bank.values, batch.values[batch.targets != -100] > 0)
@@ -186,6 +191,58 @@ def test_banks_are_joined(passes: Passes, people: SyntheticPeople, bank: Bank) -
             assert torch.equal(both.residuals[fact.asked], other.residuals[own.asked])
     assert torch.isin(other.candidates, both.candidates).all() and both.unsaid == bank.unsaid
     assert both.idle.shape[1] == len(both.idle_residuals) and both.before.shape[1] in (0, both.told.shape[1])
+
+
+def test_what_is_told_alone_is_asked_for_where_others_are(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem.training.places.bank.TOLD_ALONE", 3)
+    bank = joined([build_bank(passes, people, IDLE, 12, seed=n, stock=6) for n in (1, 2)])
+    assert len(bank.stock) > 12 and not any(f.asked or f.early or f.noted for f in bank.stock)
+    own = {t for f in bank.facts for t in f.told}
+    alone = {t: f for f in bank.stock for t in f.told}
+    assert not own & alone.keys() and own | alone.keys() <= set(range(len(bank.told_ids)))
+    monkeypatch.setattr(draw, "_STOCKED", 1.0)
+    monkeypatch.setattr(draw, "_ALIKE", 0.0)
+    drawing = Drawing(bank)
+    topics = {p: f.topic for f in bank.facts for p in f.asked}
+    drawn = drawing.histories(random.Random(0), 2, 20, 0.0, 1000)
+    told = [{alone[int(t)].topic: alone[int(t)] for t in row if int(t) in alone} for row in drawn.told]
+    asked = 0
+    for place, row, target in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True):
+        fact = told[row].get(topics[place])
+        if fact is not None and bank.values[place]:
+            asked += 1
+            assert target == int(bank.told_ids[fact.told[0]]), "what is said is its own"
+    assert asked > 20
+
+
+def test_keys_are_altered_by_what_values_of_the_same_differ_in(
+    passes: Passes, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = Drawing(bank)
+    drawn = drawing.histories(random.Random(1), 3, 30, 0.0, 1000)
+    of = {t: f for f in bank.facts if not f.noted for t in f.told}
+    moved = 0
+    for told, other in zip(drawn.told[drawn.valid].tolist(), drawn.other[drawn.valid].tolist(), strict=True):
+        if told != other:
+            moved += 1
+            assert of[told].topic == of[other].topic
+    assert moved > 10
+    step = PlacesStep(passes, Recipe(), bank, Team(cpu=True))
+    hidden = bank.told[:, drawn.told.flatten()].float().unflatten(1, drawn.told.shape)
+    far = torch.full(drawn.told.shape, 0.5)
+    found = step._altered(hidden, bank.told, drawn, far)
+    others = bank.told[:, drawn.other.flatten()].float().unflatten(1, drawn.told.shape)
+    torch.testing.assert_close(found, (hidden + others) / 2)
+    none = torch.zeros(0, dtype=torch.long)
+    monkeypatch.setattr("deltamem.training.places.step._JITTER", 0.0)
+    step._noise_sizes = [0.0] * len(step._noise_sizes)
+    with torch.no_grad():
+        moving, *_ = step._write(drawn, none)
+        monkeypatch.setattr("deltamem.training.places.step._ALTERED", 0.0)
+        plain, *_ = step._write(drawn, none)
+    assert (moving[0] - plain[0]).abs().max() > 1e-3
 
 
 def test_what_stands_before_a_value_is_kept_for_its_key(passes: Passes, people: SyntheticPeople) -> None:
@@ -359,6 +416,77 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
     assert "reading what is told and asked" in said
 
 
+def test_places_are_laid_out_by_row_and_back() -> None:
+    rows = torch.tensor([2, 0, 2, 4, 0, 2])
+    by_row = ByRow(rows, 6)
+    x = torch.arange(12.0).view(6, 2)
+    laid = by_row.padded(x)
+    assert laid.shape == (6, 3, 2) and torch.equal(by_row.flat(laid), x)
+    for row in range(6):
+        assert torch.equal(laid[row, : int((rows == row).sum())], x[rows == row])
+    assert not laid[1].any() and not laid[4, 1:].any()
+
+
+def test_what_differs_in_a_noun_is_told_and_asked_for_together(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = SyntheticPeople(Words())
+    people.families = every.families
+    monkeypatch.setattr("deltamem.training.places.bank._FAMILIES", 1.0)
+    monkeypatch.setattr("deltamem.training.places.bank._SINGLES", 0.0)
+    bank = build_bank(passes, people, IDLE, 30, seed=3)
+    of = {p: f.topic for f in (*bank.facts, *bank.unknown) for p in f.asked}
+
+    def near(share: float) -> float:
+        """How often what was never told is of a sort of which something was."""
+        monkeypatch.setattr(draw, "_NEAR", share)
+        drawing = Drawing(bank)
+        drawn = drawing.histories(random.Random(0), 2, 40, 1.0, 2000)
+        sorts = {n: drawing._sort(topic) for topic, n in drawing._numbers.items()}
+        told = [{sorts[int(n)] for n in a[v]} for a, v in zip(drawn.about, drawn.valid, strict=True)]
+        never = (drawn.targets == bank.unsaid).nonzero()[:, 0].tolist()
+        assert len(never) > 10
+        about = [(of[int(drawn.places[i])], int(drawn.rows[i])) for i in never]
+        return sum(drawing._sort(topic) in told[row] for topic, row in about) / len(about)
+
+    assert near(1.0) > max(0.9, near(0.0) + 0.2)
+
+
+def test_a_longer_adapter_says_what_it_said_until_it_is_trained(
+    passes: Passes, bank: Bank, ids: Callable[..., torch.Tensor]
+) -> None:
+    memory, config = passes.memory, passes.memory.config
+    model: Any = memory.model
+    tokens = ids(1, 20)
+
+    def said(of: DeltaMemory) -> torch.Tensor:
+        of.reset()
+        with torch.no_grad(), of.writing():
+            model(input_ids=tokens)
+        with torch.no_grad(), of.reading():
+            return torch.as_tensor(model(input_ids=tokens).logits)
+
+    with torch.no_grad():
+        for layer in memory.adapter:
+            layer.delta_o_proj.normal_()  # type: ignore[union-attr, operator]
+            layer.base_state.normal_()  # type: ignore[union-attr, operator]
+    expected = said(memory)
+    longer = extended(memory, replace(config, rank=12))
+    assert (longer.config.rank, longer.config.alpha) == (12, config.alpha * 12 / config.rank)
+    lengthen(memory, longer, bank)
+    new = [getattr(layer, f"memory_{p}_proj").unflatten(0, (2, 12))[:, 8:] for layer in longer.adapter for p in "kq"]
+    assert all(weight.detach().abs().max() > 0 for weight in new)
+    moved = (said(longer) - expected).abs().max()
+    assert moved > 1e-4, "there are more numbers to tell facts apart by"
+    with torch.no_grad():
+        for weight in new:
+            weight.zero_()
+    torch.testing.assert_close(said(longer), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(DataError, match="--rank 10 can't"):
+        extended(longer, replace(config, rank=10))
+    assert extended(longer, config) is longer, "nobody asked for a rank"
+
+
 def test_a_backbone_whose_tail_is_another_is_refused(tokenizer: Any) -> None:
     for family, layers in (("gemma3", ()), ("llama", (0, 1))):
         memory = make_memory(make_model(family), target_layers=layers, **OPTIONS)
@@ -368,8 +496,9 @@ def test_a_backbone_whose_tail_is_another_is_refused(tokenizer: Any) -> None:
 
 def nearness(passes: Passes, bank: Bank) -> float:
     """How much nearer the places of values lie to told tokens of their own topic than to others, over all layers."""
-    told = [(t, f.topic) for f in bank.facts for t in f.told]
-    asked = [(p, f.topic) for f in bank.facts for p in f.asked if bank.values[p]]
+    facts = [f for f in bank.facts if not f.early and not f.noted]
+    told = [(t, f.topic) for f in facts for t in f.told]
+    asked = [(p, f.topic) for f in facts for p in f.asked if bank.values[p]]
     same = torch.tensor([[a == b for _, b in told] for _, a in asked])
     near = torch.zeros(same.shape)
     for i, layer in enumerate(passes.memory.adapter):
@@ -379,6 +508,39 @@ def nearness(passes: Passes, bank: Bank) -> float:
         queries = layer.queries(bank.places[i, [p for p, _ in asked]][None].float())[0]  # type: ignore[operator]
         near += torch.einsum("phr,thr->pt", queries, keys).detach()
     return float(near[same].mean() - near[~same].mean())
+
+
+def test_keys_trained_on_their_own_are_found_from_more_places(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem.training.places.bank.TOLD_ALONE", 3)
+    monkeypatch.setattr("deltamem.training.places.keys._COMPARED", 24)
+    bank = build_bank(passes, people, IDLE, 24, stock=6)
+    before, said = how_found(passes.memory, bank), []
+    fit_keys(passes.memory, bank, 60, report=lambda what, _share: said.append(what))
+    after = how_found(passes.memory, bank)
+    assert after.own > before.own + 0.1 and after.by_layer < before.by_layer
+    assert abs(after.others) < 0.2 and after.nearest > before.nearest
+    assert set(said) == {"telling keys apart"}
+
+
+def test_names_are_what_both_a_told_token_and_a_place_have(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem.training.places.bank.TOLD_ALONE", 3)
+    bank = build_bank(passes, people, IDLE, 24, stock=6)
+    named = pairs(bank)
+    left_out = {t for f in bank.facts if f.early or f.noted for t in f.told}
+    kept = {t for f in bank.facts if not (f.early or f.noted) for t in f.told}
+    told = set(named.told.tolist())
+    assert told & kept and not told & (left_out - kept)
+    assert told & {t for f in bank.stock for t in f.told}
+    of = {t: f for f in (*bank.stock, *bank.facts) if not f.noted for t in f.told}
+    for t, n in zip(named.told.tolist(), named.told_about.tolist(), strict=True):
+        topic, before = named.names[n]
+        assert of[t].topic == topic
+        if before is not None:
+            assert before in bank.told_ids[of[t].told].tolist(), "it was told right before"
 
 
 def test_the_start_finds_what_a_question_is_about(

@@ -44,6 +44,12 @@ def _family(data: dict[str, Any]) -> list[Relation]:
     return made
 
 
+def kin() -> dict[str, str]:
+    """Of each relation that differs from others in a noun alone, what is said of all of them, by its id."""
+    owned = [r for r in (*told_relations(), *families()) if r.possessed]
+    return {r.id: r.answer.replace(r.possessed.split()[-1], "{n}", 1) for r in owned}
+
+
 def singles(relations: list[Relation]) -> list[Relation]:
     """Those of the relations that are no family's, in more words, and others of that sort."""
     data = read_data("singles.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from deltamem.training.curriculum import CHATS, STAGES, WaitingCurriculum
 from deltamem.training.data import parse_mix
 from deltamem.training.fitting import fit_memory
 from deltamem.training.more_heads import put_heads_back
+from deltamem.training.places.longer import lengthen
+from deltamem.training.places.start import start_from
 from deltamem.training.presets import Preset
 from deltamem.training.team import Team
-from deltamem.training.trainer import Trainer
+from deltamem.training.trainer import Fit, Trainer
 
 CARD_FILE = "README.md"
 EXTENSIONS = ("base_state", "read_gate_floor", "write_gate_floor")
-"""Options that an adapter can be given which was trained without them; state heads are another."""
+"""Options that an adapter can be given which was trained without them; state heads and a larger rank are others."""
 
 
 def prepare(
@@ -51,8 +54,8 @@ def prepare(
         directory: of the run.
         data: sources with weights (see `parse_mix`).
         resume: go on with the checkpoint in `directory`.
-        start: begin with this adapter, whose configuration is kept but for what `EXTENSIONS` names and for more state
-            heads, and with a new optimizer.
+        start: begin with this adapter, whose configuration is kept but for what `EXTENSIONS` names, for more state
+            heads and for a larger rank, and with a new optimizer.
         checkpointing: work activations out again for the gradient, to save memory.
         tensorboard: log for TensorBoard as well.
         team: the processes that train together.
@@ -90,10 +93,14 @@ def prepare(
     learnt = start is not None or preset.recipe.cached_steps > 0
     stages = (CHATS if learnt else STAGES) if preset.curriculum else CHATS[-1:]
     curriculum = WaitingCurriculum(stages=stages, mark=preset.recipe.mark)
-    fit = preset.warm_start and start is None
-    trainer = Trainer(
-        passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, fit and on_places, report
-    )
+    fit: Fit | None = None
+    if on_places and preset.warm_start and start is None:
+        fit = start_from
+    elif before is not None and memory.config.rank > before.config.rank:
+        if not on_places:
+            raise DataError("--from with a larger --rank is for steps on places; use --preset places")
+        fit = partial(lengthen, before)
+    trainer = Trainer(passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, fit, report)
     if resume:
         trainer.resume()
     elif before is None or _more_heads(memory, before):
@@ -107,10 +114,12 @@ def prepare(
 def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
     """The same memory with those `EXTENSIONS` that are wanted; a base state is empty at first.
 
-    With more heads than there were, its weights are fresh: `put_heads_back` is for when they are fitted.
+    With more heads or a larger rank than there were, its weights are fresh: `put_heads_back` and `lengthen` are for
+    when they are fitted. Corrections weigh what they did with any rank.
 
     Raises:
-        DataError: the heads that are wanted are not those that there are and as many beside each.
+        DataError: the heads that are wanted are not those that there are and as many beside each, or the rank is
+            smaller, or can't be larger.
     """
     given = {name: getattr(wanted, name) or getattr(memory.config, name) for name in EXTENSIONS}
     heads, had = wanted.num_state_heads, memory.config.num_state_heads
@@ -118,12 +127,20 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
         given["num_state_heads"] = heads
         if heads % had or (heads > had and memory.config.writes_segments):
             raise DataError(f"--heads {heads} can't go beside the {had} of the adapter; take a multiple of them")
+    rank, short = wanted.rank, memory.config.rank
+    if rank not in (DeltaMemConfig().rank, short):  # the first is what nobody asked for
+        if rank < short or heads > had or memory.config.rankwise_gates:
+            raise DataError(
+                f"--rank {rank} can't take the place of the adapter's {short}; "
+                "a larger one can, with as many heads and a gate for each"
+            )
+        given |= {"rank": rank, "alpha": memory.config.alpha * rank / short}
     config = replace(memory.config, **given)
     if config == memory.config:
         return memory
     memory.detach()
     wider = DeltaMemory.attach(memory.model, config)
-    if not _more_heads(wider, memory):
+    if not _more_heads(wider, memory) and wider.config.rank == memory.config.rank:
         wider.adapter.load_state_dict(memory.adapter.state_dict(), strict=False)
     return wider
 

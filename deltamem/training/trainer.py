@@ -15,6 +15,7 @@ from deltamem.adapter import save_adapter
 from deltamem.episodes.episode import Episode
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.memory import DeltaMemory
 from deltamem.training.cached.bank import build_bank
 from deltamem.training.cached.step import CachedStep
 from deltamem.training.checkpoints import load_checkpoint, save_checkpoint
@@ -23,12 +24,16 @@ from deltamem.training.data import Made, Mix
 from deltamem.training.heldout import heldout_recall
 from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
+from deltamem.training.places.bank import Bank
 from deltamem.training.places.bank import build_bank as build_places
-from deltamem.training.places.start import start_from
+from deltamem.training.places.keys import fit_keys
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.recipe import Recipe
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
+
+Preparing = Callable[[str, float], None]
+Fit = Callable[[DeltaMemory, Bank, int, Preparing | None], None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ class Trainer:
         team: the processes that train together; None for this one alone.
         curriculum: None is the one that waits.
         tensorboard: log for TensorBoard as well.
-        fit: the run begins from nothing: with keys, queries and values fitted to the bank; for steps on places.
+        fit: called with memory, bank, seed and `preparing` before the first of the steps on places.
         preparing: called with what is being done and the share done, while a bank is built.
     """
 
@@ -82,8 +87,8 @@ class Trainer:
         team: Team | None = None,
         curriculum: WaitingCurriculum | None = None,
         tensorboard: bool = False,
-        fit: bool = False,
-        preparing: Callable[[str, float], None] | None = None,
+        fit: Fit | None = None,
+        preparing: Preparing | None = None,
     ) -> None:
         self._preparing = preparing
         self.passes, self.recipe, self.directory, self.people = passes, recipe, directory, people
@@ -173,9 +178,13 @@ class Trainer:
         recipe = self.recipe
         asked = ordinary.questions if ordinary is not None else []
         if self.passes.memory.config.corrections == "last":
-            places = build_places(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
-            if self._fit and not self.step:
-                start_from(self.passes.memory, places, recipe.seed, self._preparing)
+            places = build_places(
+                self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing, stock=recipe.stock
+            )
+            if self._fit is not None and not self.step:
+                self._fit(self.passes.memory, places, recipe.seed, self._preparing)
+            if recipe.key_steps and not self.step:
+                fit_keys(self.passes.memory, places, recipe.key_steps, recipe.seed, self._preparing)
             return PlacesStep(self.passes, recipe, places, self.team)
         bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
         return CachedStep(self.passes, recipe, bank, ordinary, self.team)

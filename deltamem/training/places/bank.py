@@ -39,6 +39,8 @@ DIFFICULTY = Difficulty(
     mentions=0.5,
 )
 """Of the episodes that places are taken from."""
+TOLD_ALONE = 12
+"""Facts in an episode that is told and not asked about."""
 _FAMILIES, _SINGLES = 0.35, 0.35
 """Shares of episodes with relations of the families among them, most of which differ in a noun alone, and of those with
 relations that are no family's, which are asked for in words of their own and answered in them."""
@@ -86,7 +88,7 @@ class Fact:
         early: the value was told before anything that says what it is ("Rufus is my dog."), so that nothing at its own
             tokens, which are what is written, hangs on the topic.
         noted: it is asked for in the reply to the statement, which stands before it.
-        asked: numbers of the bank's places at which a reply about it is to go on.
+        asked: numbers of the bank's places at which a reply about it is to go on; none where it was told alone.
     """
 
     topic: Topic
@@ -121,6 +123,8 @@ class Bank:
         idle_residuals: their residuals.
         candidates: token ids among which a target is told apart.
         unsaid: the token that comes where a value is not known.
+        stock: told and not asked about. What asks for a fact says nothing of its value, so they can be asked for at the
+            places of others.
     """
 
     facts: Sequence[Fact]
@@ -141,6 +145,7 @@ class Bank:
     idle_residuals: Tensor
     candidates: Tensor
     unsaid: int
+    stock: Sequence[Fact] = ()
 
 
 def build_bank(
@@ -151,6 +156,7 @@ def build_bank(
     seed: int = 0,
     report: Report | None = None,
     split: Split = "train",
+    stock: int = 0,
 ) -> Bank:
     """Run everything through the frozen backbone once.
 
@@ -162,6 +168,7 @@ def build_bank(
         seed: of everything random.
         report: called with what is being done and the share done.
         split: of the episodes.
+        stock: how many more are told alone, of `TOLD_ALONE` facts each.
     """
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
@@ -171,6 +178,11 @@ def build_bank(
     for start in range(0, episodes, _BATCH):
         builder.add(made[start : start + _BATCH])
         say("reading what is told and asked", start / episodes)
+    alone = [people.episode(rng, _alone(rng), split, facts=TOLD_ALONE) for _ in range(stock)]
+    alone.sort(key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history))
+    for start in range(0, stock, _BATCH):
+        builder.put_by(alone[start : start + _BATCH])
+        say("reading what is told alone", start / stock)
     openings = people.openings(rng)
     for start in range(0, len(openings), _BATCH):
         builder.begin(openings[start : start + _BATCH])
@@ -190,13 +202,14 @@ def joined(banks: Sequence[Bank]) -> Bank:
     }
     facts: list[Fact] = []
     unknown: list[Fact] = []
+    stock: list[Fact] = []
     told = asked = 0
     for bank in banks:
-        for own, into in ((bank.facts, facts), (bank.unknown, unknown)):
+        for own, into in ((bank.facts, facts), (bank.unknown, unknown), (bank.stock, stock)):
             into += [replace(f, told=[t + told for t in f.told], asked=[p + asked for p in f.asked]) for f in own]
         told, asked = told + len(bank.told_ids), asked + len(bank.targets)
     candidates = torch.unique(torch.cat([bank.candidates for bank in banks]))
-    return Bank(facts=facts, unknown=unknown, candidates=candidates, unsaid=banks[0].unsaid, **tensors)
+    return Bank(facts=facts, unknown=unknown, candidates=candidates, unsaid=banks[0].unsaid, stock=stock, **tensors)
 
 
 def difficulty(rng: random.Random) -> Difficulty:
@@ -205,11 +218,17 @@ def difficulty(rng: random.Random) -> Difficulty:
     return replace(DIFFICULTY, families=kind < _FAMILIES, singles=_FAMILIES <= kind < _FAMILIES + _SINGLES)
 
 
+def _alone(rng: random.Random) -> Difficulty:
+    """Of one that is told and not asked about."""
+    return replace(difficulty(rng), small_talk=0, corrections=0.0, unknown=0.0, noted=0.0, earlier=0.0)
+
+
 class _Builder:
     def __init__(self, passes: Passes, generator: torch.Generator) -> None:
         self._passes, self._generator = passes, generator
         self._tail = Tail(passes.memory)
         self._facts: list[Fact] = []
+        self._stock: list[Fact] = []
         self._hidden: dict[str, list[Tensor]] = {
             k: [] for k in ("told", "before", "other", "places", "openings", "idle")
         }
@@ -220,25 +239,23 @@ class _Builder:
         self._unsaid: Counter[int] = Counter()
 
     def add(self, episodes: Sequence[Episode]) -> None:
-        facts: list[dict[int, Fact]] = []
-        for episode in episodes:
-            own = {
-                n: Fact(_topic(q), early=q.kind != "noted" and _early(q, episode), noted=q.kind == "noted")
-                for n, q in enumerate(episode.asked, 1)
-                if q.kind != "ordinary"
-            }
-            self._facts += own.values()
-            facts.append(own)
-        self._tell(episodes, facts)
+        facts = [_facts(episode) for episode in episodes]
+        self._facts += [fact for own in facts for fact in own.values()]
+        self._tell(episodes, facts, _OTHERS)
         asked = [(i, q) for i, episode in enumerate(episodes) for q in episode.questions]
         asked.sort(key=lambda pair: len(pair[1].text))
         for start in range(0, len(asked), _BATCH):
             self._ask(episodes, asked[start : start + _BATCH], facts)
 
-    def _tell(self, episodes: Sequence[Episode], facts: Sequence[dict[int, Fact]]) -> None:
+    def put_by(self, episodes: Sequence[Episode]) -> None:
+        facts = [_facts(episode) for episode in episodes]
+        self._stock += [fact for own in facts for fact in own.values() if not fact.early]
+        self._tell(episodes, facts, 0.0)
+
+    def _tell(self, episodes: Sequence[Episode], facts: Sequence[dict[int, Fact]], others: float) -> None:
         batch = write_batch(self._passes.form, episodes)
         told = batch.values > 0
-        some = torch.rand(told.shape, generator=self._generator) < _OTHERS
+        some = torch.rand(told.shape, generator=self._generator) < others
         # A value that was corrected later is marked as nobody's, and is no token that tells nothing.
         plain = torch.tensor([all(q.kind != "corrected" for q in e.asked) for e in episodes])
         other = batch.written & ~told & some & plain[:, None]
@@ -360,13 +377,24 @@ class _Builder:
             residuals["idle"],
             candidates,
             max(self._unsaid, key=self._unsaid.__getitem__, default=int(candidates[0])),
+            [f for f in self._stock if f.told],
         )
 
 
+def _facts(episode: Episode) -> dict[int, Fact]:
+    """What it tells and asks, by the number of the question."""
+    return {
+        n: Fact(_topic(q), early=q.kind != "noted" and _early(q, episode), noted=q.kind == "noted")
+        for n, q in enumerate(episode.asked, 1)
+        if q.kind != "ordinary"
+    }
+
+
 def _topic(question: Question) -> Topic:
-    """Whose it is stands at the head of an answer about somebody else ("Anna's dog is ...")."""
+    """Whose it is stands at the head of an answer about somebody else ("Anna's dog is ..."), by name."""
     head, owned, _ = question.answer.partition(question.value or "\0")[0].partition("'s ")
-    return Topic(question.topic, head.split()[-1] if owned else "")
+    owner = head.split()[-1] if owned else ""
+    return Topic(question.topic, owner if owner[:1].isupper() else "")
 
 
 def _early(question: Question, episode: Episode) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from deltamem.episodes.relation_data import kin
 from deltamem.training.places.bank import Bank, Fact, Topic
 
 _TRIES = 40
@@ -19,6 +20,12 @@ _TOLD_TWICE = 0.2
 """Share of facts that were told with another value before."""
 _SOMEBODY_ELSES = 0.35
 """Share of histories in which somebody else's is told beside one's own."""
+_ALIKE = 0.5
+"""Share of histories whose facts are of relations that differ in a noun alone, where there are such."""
+_NEAR = 0.6
+"""Share of what was never told that is asked for where what differs in a noun, or in whose it is, was told."""
+_STOCKED = 0.5
+"""Share of facts that are of those told alone, where there are such."""
 _CROSSED = 2
 """Times a fact is asked for at places where others about the same are: what asks for something says nothing of its
 value, so every way to tell it goes with every way to ask for it."""
@@ -40,6 +47,9 @@ class _Token(NamedTuple):
     about: int
 
 
+_Key = TypeVar("_Key", bound=Hashable)
+
+
 @dataclass(frozen=True)
 class Drawn:
     """A batch of histories, and places.
@@ -49,6 +59,8 @@ class Drawn:
         said: (B, T), the told tokens whose values are written with the keys and gates of those.
         valid: (B, T).
         about: (B, T), a number for what a token is about.
+        other: (B, T), for a token that begins a value another one that begins a value of the same: what they differ in
+            says nothing of what they are about. Elsewhere the token itself.
         places: (P,) numbers of the bank's places.
         rows: (P,), the history each place is about.
         targets: (P,).
@@ -58,6 +70,7 @@ class Drawn:
     said: Tensor
     valid: Tensor
     about: Tensor
+    other: Tensor
     places: Tensor
     rows: Tensor
     targets: Tensor
@@ -72,28 +85,41 @@ class Drawing:
 
     def __init__(self, bank: Bank) -> None:
         self._bank = bank
-        self._numbers = {topic: n for n, topic in enumerate(sorted({f.topic for f in bank.facts}))}
-        self._of: dict[str, list[Fact]] = {}
-        self._same: dict[Topic, list[Fact]] = {}
-        for fact in bank.facts:
-            self._of.setdefault(fact.topic.relation, []).append(fact)
-            self._same.setdefault(fact.topic, []).append(fact)
-        # Where the statement itself stands before it, what is to be said hangs on that one statement.
-        self._apart = [fact for fact in bank.facts if not fact.noted]
-        self._first_places: dict[Topic, list[int]] = {}
         self._value = bank.values.tolist()
         self._ids: list[int] = bank.told_ids.tolist()
         self._targets: list[int] = bank.targets.tolist()
         self._later = {p for fact in bank.facts for p in fact.asked if p and self._value[p] and self._value[p - 1]}
-
+        # Where the statement itself stands before it, what is to be said hangs on that one statement.
+        self._apart = [fact for fact in bank.facts if not fact.noted]
+        self._first_places: dict[Topic, list[int]] = {}
         for fact in self._apart:
             if (first := self._first(fact)) is not None:
                 self._first_places.setdefault(fact.topic, []).append(first)
+        # They can be asked for where another about the same is, and nowhere else.
+        self._stock = [fact for fact in bank.stock if fact.topic in self._first_places]
+        every = [*bank.facts, *self._stock]
+        self._numbers = {topic: n for n, topic in enumerate(sorted({f.topic for f in every}))}
+        self._kin = kin()
+        self._same = _by(every, lambda fact: fact.topic)
+        self._of = _by(every, lambda fact: fact.topic.relation)
+        self._alike = _by(every, lambda fact: self._sort(fact.topic))
+        self._alike_to_ask = _by((*self._apart, *bank.unknown), lambda fact: self._sort(fact.topic))
+        self._beginnings: dict[int, list[int]] = {}
+        for fact in (*self._apart, *self._stock):
+            begins = self._begins_with(fact)
+            if begins is not None and not fact.early:
+                tokens = [t for t in fact.told if self._ids[t] == begins]
+                self._beginnings.setdefault(self._numbers[fact.topic], []).extend(tokens)
+        self._begins = {t for some in self._beginnings.values() for t in some}
         alike = [fact for fact in self._apart if self._said_alike(fact)]
         # Those to choose from: values of one token.
         self._words = [t for f in alike if len({self._ids[t] for t in f.told}) == 1 for t in f.told]
         words = {self._ids[t] for t in self._words}
         self._swappable = {fact.told[0]: sorted(words & {self._ids[t] for t in fact.told}) for fact in alike}
+
+    def _sort(self, topic: Topic) -> str:
+        """The same for topics that differ in a noun, or in whose they are."""
+        return self._kin.get(topic.relation, topic.relation)
 
     def _said_alike(self, fact: Fact) -> bool:
         """Its value is of the same tokens wherever it is said; at the head of a message they are others."""
@@ -130,7 +156,7 @@ class Drawing:
         rest = [a for a in asked if not self._value[a[1]]]
         values = rng.sample(values, min(len(values), places))
         rest = rng.sample(rest, min(len(rest), places // _REST))
-        return self._laid_out(told, values + rest)
+        return self._laid_out(rng, told, values + rest)
 
     def _facts(self, rng: random.Random, count: int) -> list[Fact]:
         chosen: list[Fact] = []
@@ -143,13 +169,23 @@ class Drawing:
                 taken.add(fact.topic)
                 chosen.append(fact)
 
+        start = self._any(rng)
+        alike = self._alike[self._sort(start.topic)] if rng.random() < _ALIKE else ()
+        take(start)
+        for _ in range(count - 1):
+            # Others of its sort, for half of them: a sort of one has no others.
+            if alike and rng.random() < 0.5:
+                take(rng.choice(alike))
         while len(chosen) < count:
-            fact = rng.choice(self._bank.facts)
+            fact = self._any(rng)
             take(fact)
             if beside and (others := [f for f in self._of[fact.topic.relation][:_TRIES] if f.topic != fact.topic]):
                 take(rng.choice(others))
         rng.shuffle(chosen)
         return chosen
+
+    def _any(self, rng: random.Random) -> Fact:
+        return rng.choice(self._stock if self._stock and rng.random() < _STOCKED else self._bank.facts)
 
     def _swaps(self, rng: random.Random, fact: Fact) -> dict[int, int]:
         """Ids of tokens of its value that are told with another's, and the number of that."""
@@ -164,10 +200,18 @@ class Drawing:
             return self._ids[swaps[own]] if self._value[place] and own in swaps else own
 
         asked = [(row, p, target(p)) for p in fact.asked]
-        if (first := self._first(fact)) is None or fact.noted:
+        if fact.noted or (begins := self._begins_with(fact)) is None:
             return asked
-        others = rng.choices(self._first_places.get(fact.topic, [first]), k=_CROSSED)
-        return asked + [(row, p, target(first)) for p in others]
+        said = self._ids[swaps[begins]] if begins in swaps else begins
+        others = rng.choices(self._first_places[fact.topic], k=_CROSSED)
+        return asked + [(row, p, said) for p in others]
+
+    def _begins_with(self, fact: Fact) -> int | None:
+        """Id of its value's first token in a reply."""
+        if not fact.asked:
+            return self._ids[fact.told[0]]
+        first = self._first(fact)
+        return None if first is None else self._targets[first]
 
     def _first(self, fact: Fact) -> int | None:
         """The place where its value begins."""
@@ -176,8 +220,9 @@ class Drawing:
     def _never_told(self, rng: random.Random, row: int, topics: set[Topic]) -> list[tuple[int, int, int]]:
         """Any fact's question is one about something never told where it was not."""
         bank = self._bank
+        near = self._alike_to_ask.get(self._sort(rng.choice(sorted(topics)))) if rng.random() < _NEAR else None
         for _ in range(_TRIES):
-            fact = rng.choice(bank.unknown if bank.unknown and rng.random() < 0.5 else self._apart)
+            fact = rng.choice(near or (bank.unknown if bank.unknown and rng.random() < 0.5 else self._apart))
             if fact.topic not in topics:
                 if not fact.told:
                     return [(row, place, self._targets[place]) for place in fact.asked]
@@ -185,12 +230,26 @@ class Drawing:
                 return [] if first is None else [(row, first, bank.unsaid)]
         return []
 
-    def _laid_out(self, told: Sequence[list[_Token]], asked: Sequence[tuple[int, int, int]]) -> Drawn:
+    def _other(self, rng: random.Random, token: _Token) -> int:
+        some = self._beginnings.get(token.about)
+        return rng.choice(some) if some and token.told in self._begins else token.told
+
+    def _laid_out(
+        self, rng: random.Random, told: Sequence[list[_Token]], asked: Sequence[tuple[int, int, int]]
+    ) -> Drawn:
         length = max(1, *map(len, told))
-        numbers = torch.zeros(4, len(told), length, dtype=torch.long)
+        numbers = torch.zeros(5, len(told), length, dtype=torch.long)
         for row, tokens in enumerate(told):
             if tokens:
                 numbers[:3, row, : len(tokens)] = torch.tensor(tokens).T
                 numbers[3, row, : len(tokens)] = 1
+                numbers[4, row, : len(tokens)] = torch.tensor([self._other(rng, t) for t in tokens])
         rows, places, targets = (torch.tensor(column) for column in zip(*asked, strict=True))
-        return Drawn(numbers[0], numbers[1], numbers[3] > 0, numbers[2], places, rows, targets)
+        return Drawn(numbers[0], numbers[1], numbers[3] > 0, numbers[2], numbers[4], places, rows, targets)
+
+
+def _by(facts: Iterable[Fact], key: Callable[[Fact], _Key]) -> dict[_Key, list[Fact]]:
+    found: dict[_Key, list[Fact]] = {}
+    for fact in facts:
+        found.setdefault(key(fact), []).append(fact)
+    return found

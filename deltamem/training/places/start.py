@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -46,12 +47,15 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
     """
     fit_values(memory, bank.told.float(), bank.told_ids)
     _learn_to_say(memory, bank, seed, report or (lambda _what, _share: None))
-    told, told_about, asked, asked_about = pairs(bank)
+    named = pairs(bank)
     generator = torch.Generator().manual_seed(seed)
     for i, layer in enumerate(delta_layers(memory)):
-        telling = bank.told[i].float() + (bank.before[i].float() if bank.before.shape[1] else 0)
         keys, queries = agreeing(
-            telling[told], told_about, bank.places[i][asked].float(), asked_about, len(layer.memory_k_proj)
+            telling(bank, i)[named.told],
+            named.told_about,
+            bank.places[i][named.asked].float(),
+            named.asked_about,
+            len(layer.memory_k_proj),
         )
         turn, _ = torch.linalg.qr(torch.randn(len(keys), len(keys), generator=generator))
         with torch.no_grad():
@@ -85,25 +89,59 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, seed: int, report: Report) ->
         report("learning to say what is read", step / _SAYING_STEPS)
 
 
-def pairs(bank: Bank) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Told tokens and places of value tokens, each with a number for what it is found by.
+def telling(bank: Bank, layer: int) -> Tensor:
+    """What keys are made of in a layer, (n, hidden size)."""
+    return bank.told[layer].float() + (bank.before[layer].float() if bank.before.shape[1] else 0)
 
-    The first token of a value is found by its topic, a later one by the token before it as well.
+
+Name = tuple[Topic, int | None]
+"""What a token of a value is found by: what the fact is about, and the token before it where it is not the first."""
+
+
+@dataclass(frozen=True)
+class Named:
+    """Told tokens and places of value tokens, each with the number of its name.
+
+    Attributes:
+        told: (n,) numbers of told tokens.
+        told_about: (n,).
+        asked: (m,) numbers of places.
+        asked_about: (m,).
+        names: by their number.
     """
-    numbers: dict[tuple[Topic, int], int] = {}
+
+    told: Tensor
+    told_about: Tensor
+    asked: Tensor
+    asked_about: Tensor
+    names: Sequence[Name]
+
+
+def pairs(bank: Bank) -> Named:
+    """What is to be found, and from where.
+
+    What was told before its topic is left out, as nothing at its tokens hangs on that; and what is asked for in the
+    reply to the statement, as it stands before the place.
+    """
+    numbers: dict[Name, int] = {}
     values, targets, ids = bank.values.tolist(), bank.targets.tolist(), bank.told_ids.tolist()
     told: list[tuple[int, int]] = []
     asked: list[tuple[int, int]] = []
 
-    def number(topic: Topic, before: int) -> int:
+    def number(topic: Topic, before: int | None) -> int:
         return numbers.setdefault((topic, before), len(numbers))
 
     for fact in bank.facts:
+        if fact.early or fact.noted:
+            continue
         places = [p for p in fact.asked if values[p]]
         follows = {targets[p]: targets[p - 1] for p in places if p - 1 in fact.asked and values[p - 1]}
-        asked += [(p, number(fact.topic, follows.get(targets[p], -1))) for p in places]
-        told += [(t, number(fact.topic, follows.get(ids[t], -1))) for t in fact.told]
-    return *_columns(told), *_columns(asked)
+        asked += [(p, number(fact.topic, follows.get(targets[p]))) for p in places]
+        told += [(t, number(fact.topic, follows.get(ids[t]))) for t in fact.told]
+    for fact in bank.stock:
+        # What comes before its other tokens is not known to be asked for.
+        told += [(t, number(fact.topic, None)) for t in fact.told if ids[t] == ids[fact.told[0]]]
+    return Named(*_columns(told), *_columns(asked), list(numbers))
 
 
 def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:

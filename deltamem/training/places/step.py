@@ -17,6 +17,7 @@ from deltamem.layer import told_of
 from deltamem.side_by_side import write_side_by_side
 from deltamem.training.objective import SILENT, towards
 from deltamem.training.places.bank import Bank
+from deltamem.training.places.by_row import ByRow
 from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.tail import Tail
 from deltamem.training.recipe import Recipe
@@ -36,8 +37,12 @@ _JITTER = 0.2
 hold for values and words that were not among them."""
 _NOISE_ROWS = 2048
 """Most rows of noise that are taken at once; there are twice as many."""
+_ALTERED = 1.0
+"""So much, at most, of what two values of the same differ in is added to what a third one's key is made of."""
 _UNKNOWN = 0.3
 """Chance, per fact told, that something never told is asked about."""
+_ROWS = 64
+"""Most histories in a step; with more of one fact each, it was the states that took the time."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
 
@@ -89,7 +94,7 @@ class PlacesStep:
         facts = rng.choice([n for n in _FACTS if n <= recipe.cached_facts])
         self._generator = torch.Generator().manual_seed(rng.getrandbits(40))
         drawn = self._drawing.histories(
-            rng, facts, max(4, recipe.cached_questions // facts), _UNKNOWN, recipe.cached_questions
+            rng, facts, min(_ROWS, max(4, recipe.cached_questions // facts)), _UNKNOWN, recipe.cached_questions
         )
         others = self._some(rng, bank.other)
         state, gates, overlap = self._write(drawn, others)
@@ -99,7 +104,7 @@ class PlacesStep:
         loss = self._said(told, state, {"value": (values, 1.0), "rest": (~values, recipe.rest_weight)}, sums)
         if bank.openings.shape[1]:
             some = torch.tensor(rng.choices(range(bank.openings.shape[1]), k=recipe.cached_questions))
-            rows = torch.tensor(rng.choices(range(state.shape[1]), k=len(some)))
+            rows = torch.arange(len(some)) % len(state[0])
             begun = _Asked(bank.openings, bank.opening_residuals, some, rows, bank.opening_targets[some])
             every = torch.ones(len(some), dtype=torch.bool)
             loss = loss + self._said(begun, state, {"start": (every, recipe.start_weight)}, sums)
@@ -133,13 +138,13 @@ class PlacesStep:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _said(
-        self, asked: _Asked, state: Tensor, kinds: dict[str, tuple[Tensor, float]], sums: dict[str, float]
+        self, asked: _Asked, state: Sequence[Tensor], kinds: dict[str, tuple[Tensor, float]], sums: dict[str, float]
     ) -> Tensor:
         """The weighted losses of this process's share of what is asked; adds them up in `sums` by their kind."""
         mine = torch.tensor(self._team.share(range(len(asked.places))), dtype=torch.long)
-        places, rows = asked.places[mine], asked.rows[mine].to(state.device)
+        places = asked.places[mine]
         hidden = self._jittered(asked.hidden[:, places], len(asked.places), mine)
-        logits = self._tail(self._bent(hidden, asked.residuals[places], state[:, rows]), self._candidates)
+        logits = self._tail(self._bent(hidden, asked.residuals[places], state, asked.rows[mine]), self._candidates)
         targets = self._number[asked.targets[mine]].to(logits.device)
         losses = F.cross_entropy(logits, targets, reduction="none")
         loss = losses.new_zeros(())
@@ -155,26 +160,39 @@ class PlacesStep:
 
     # Writing
 
-    def _write(self, drawn: Drawn, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The states (layers, B, H, r, r), the loss of the gates, and the overlap of keys of different facts."""
+    def _write(self, drawn: Drawn, others: Tensor) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+        """The states of each layer (B, H, r, r), the loss of the gates, and the overlap of keys of different facts."""
         layers, device, bank = delta_layers(self._passes.memory), self._passes.device, self._bank
         config, valid = self._passes.memory.config, drawn.valid.to(device)
         told = self._jittered(bank.told[:, drawn.told.flatten()]).unflatten(1, drawn.told.shape)
         other = bank.other[:, others].to(device).float()
         empty = torch.zeros(len(valid), config.num_state_heads, config.rank, config.rank, device=device)
-        products = [layer.told_products(x) for layer, x in zip(layers, told, strict=True)]
+        # What is said of a value is its own; what it is found by is to fit any value that is told of the same.
+        far = _ALTERED * (2 * torch.rand(drawn.told.shape, generator=self._generator) - 1)
+        found_by = self._altered(told, bank.told, drawn, far)
+        products = [layer.told_products(x) for layer, x in zip(layers, found_by, strict=True)]
         if config.keys == "pair":
             before = self._jittered(bank.before[:, drawn.told.flatten()]).unflatten(1, drawn.told.shape)
+            before = self._altered(before, bank.before, drawn, far)
             products = [paired(p, layer.key_products(x)) for layer, p, x in zip(layers, products, before, strict=True)]
+        said = told
         if not torch.equal(drawn.said, drawn.told):
             said = self._jittered(bank.told[:, drawn.said.flatten()]).unflatten(1, drawn.said.shape)
-            products = [layer.with_values(p, x) for layer, p, x in zip(layers, products, said, strict=True)]
+        products = [layer.with_values(p, x) for layer, p, x in zip(layers, products, said, strict=True)]
         state, _ = write_side_by_side(config, products, [empty] * len(layers), valid, None)
         gates = [
             towards(layer.write_gates(x)[valid], _OPEN) + _SHUT_WEIGHT * towards(layer.write_gates(y[None]), _SHUT)
             for layer, x, y in zip(layers, told, other, strict=True)
         ]
-        return state, torch.stack(gates).mean(), self._overlap(products, drawn)
+        return state.unbind(), torch.stack(gates).mean(), self._overlap(products, drawn)
+
+    def _altered(self, hidden: Tensor, bank: Tensor, drawn: Drawn, far: Tensor) -> Tensor:
+        """Hidden states (layers, B, T, hidden size) moved by some of what `drawn.other` differ from them in."""
+        where = drawn.other != drawn.told
+        found = hidden.clone()
+        apart = bank[:, drawn.other[where]].to(hidden) - bank[:, drawn.told[where]].to(hidden)
+        found[:, where] += far[where][:, None].to(hidden) * apart
+        return found
 
     def _overlap(self, products: Sequence[Tensor], drawn: Drawn) -> Tensor:
         """Mean squared cosine of keys of different facts in one history."""
@@ -191,12 +209,12 @@ class PlacesStep:
 
     # Reading
 
-    def _bent(self, hidden: Tensor, residuals: Tensor, states: Tensor) -> Tensor:
-        """Residuals (P, hidden size) with what is read of each place's own states (layers, P, H, r, r)."""
+    def _bent(self, hidden: Tensor, residuals: Tensor, state: Sequence[Tensor], rows: Tensor) -> Tensor:
+        """Residuals (P, hidden size) with what is read at each place of the states of its row (P,)."""
         device = self._passes.device
-        found = residuals.to(device).float()
-        for layer, x, own in zip(delta_layers(self._passes.memory), hidden.to(device).float(), states, strict=True):
-            found = found + layer.correction("o", layer.read(x[:, None], own))[:, 0]
+        found, by_row = residuals.to(device).float(), ByRow(rows.to(device), len(state[0]))
+        for layer, x, own in zip(delta_layers(self._passes.memory), hidden.to(device).float(), state, strict=True):
+            found = found + by_row.flat(layer.correction("o", layer.read(by_row.padded(x), own)))
         return found
 
     def _gates(self, hidden: Tensor, wanted: float) -> Tensor:
@@ -208,7 +226,7 @@ class PlacesStep:
             [towards(layer.read_gates(x), wanted) for layer, x in zip(layers, hidden, strict=True)]
         ).mean()
 
-    def _idle(self, rng: random.Random, state: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    def _idle(self, rng: random.Random, state: Sequence[Tensor], others: Tensor) -> tuple[Tensor, Tensor]:
         """Of ordinary talk, and of what tells nothing: the KL to the frozen backbone, and how far read gates are from
         being shut.
         """
@@ -217,12 +235,12 @@ class PlacesStep:
         hidden = torch.cat([bank.idle[:, some], bank.other[:, others]], dim=1).to(device).float()
         residuals = torch.cat([bank.idle_residuals[some], bank.other_residuals[others]]).to(device)
         if not len(residuals):
-            return state.new_zeros(()), state.new_zeros(())
-        rows = torch.tensor(rng.choices(range(state.shape[1]), k=len(residuals)), device=device)
+            return hidden.new_zeros(()), hidden.new_zeros(())
         with torch.no_grad():
             frozen = self._tail(residuals, self._candidates).float().log_softmax(-1)
-        found = self._tail(self._bent(hidden, residuals, state[:, rows]), self._candidates).log_softmax(-1)
-        quiet = self._gates(hidden, SILENT) if self._recipe.silence_weight else state.new_zeros(())
+        rows = torch.arange(len(residuals)) % len(state[0])
+        found = self._tail(self._bent(hidden, residuals, state, rows), self._candidates).log_softmax(-1)
+        quiet = self._gates(hidden, SILENT) if self._recipe.silence_weight else hidden.new_zeros(())
         return F.kl_div(found, frozen, reduction="batchmean", log_target=True), quiet
 
     def _report(self, sums: dict[str, float], gates: float, overlap: float, values: int) -> dict[str, float]:
