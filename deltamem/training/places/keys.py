@@ -2,9 +2,9 @@
 
 A step on places learns from the few dozen facts of a history what a query is to leave out. Here every place is held
 against hundreds of told tokens, those that differ in a noun among them, in a tenth of the time. What is wanted is what
-the memory makes of cosines: of a query with its own key, high on the mean over layers; with others none, on that mean
-and in each layer, as everything that is read of them is noise; of keys with each other none, as writing one takes what
-overlaps of the others with it.
+the memory makes of cosines: of every query with its own key, high on the mean over layers; with others none, on that
+mean and in each layer, as everything that is read of them is noise; of keys with each other none, as writing one takes
+what overlaps of the others with it.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ _COMPARED = 512
 """Names in a step, one told token and one place of each; half of them begin a value."""
 _TOGETHER = 12
 """Names of a sort that are taken together, in three cases of ten."""
-_SHARP, _BETWEEN = 20.0, 0.15
+_SHARP, _BETWEEN = 20.0, 0.2
 """A mean cosine becomes a logit as `_SHARP` times what it is above `_BETWEEN`."""
-_TOLD_APART, _OTHERS, _OTHERS_BY_LAYER, _OVERLAP, _OWN = 0.6, 120.0, 60.0, 15.0, 14.0
+_TOLD_APART, _OTHERS, _OTHERS_BY_LAYER, _OVERLAP, _OWN = 0.6, 120.0, 60.0, 15.0, 40.0
 """Weights: of telling apart, of the squares of others' mean cosines and of those by layer, of the squares of cosines
-between keys, and of the mean cosine with the own key."""
+between keys, and of the squares of what the mean cosine with the own key lacks."""
+_ENOUGH = 0.6
+"""Mean cosine wanted with the own key. Asking for more on the whole left those that had little where they were."""
 _FOUND_FALSELY = 0.3
 """Weight of a place and somebody else's key beside one and its own."""
 _NOISE = 0.2
@@ -118,7 +120,7 @@ def _loss(queries: Tensor, keys: Tensor) -> Tensor:
         + _OTHERS * mean[others].square().mean()
         + _OTHERS_BY_LAYER * match[:, others].square().mean()
         + _OVERLAP * overlap
-        - _OWN * mean.diagonal().mean()
+        + _OWN * (_ENOUGH - mean.diagonal()).square().mean()
     )
 
 
