@@ -48,11 +48,13 @@ class FewOpenings(SyntheticPeople):
 
 def units(learnt: Bank, tested: Bank, what: str, rank: int) -> tuple[Tensor, Tensor]:
     """Keys of everything told and queries of every place of the tested bank, (layers, n, rank), the strongest first."""
-    told, told_about, asked, asked_about = pairs(learnt)
+    named = pairs(learnt)
     sources, others = telling(learnt, what), telling(tested, what)
     keys, queries = [], []
     for i, source in enumerate(sources):
-        k, q = agreeing(source[told], told_about, learnt.places[i][asked].float(), asked_about, rank)
+        k, q = agreeing(
+            source[named.told], named.told_about, learnt.places[i][named.asked].float(), named.asked_about, rank
+        )
         keys.append(others[i] @ k.T)
         queries.append(tested.places[i].float() @ q.T)
     return torch.stack(keys), torch.stack(queries)
