@@ -70,6 +70,9 @@ def run_train(options: TrainOptions) -> None:
             team,
             bar.preparing,
         )
+        rank = trainer.passes.memory.config.rank
+        if options.start is not None and options.config.get("rank", rank) != rank:
+            raise DataError(f"--from keeps the adapter's rank of {rank}, or makes it larger: leave out --rank")
         if trainer.step and team.rank == 0:
             notice(f"Going on after step {trainer.step}.")
         with finishing(trainer) as asked:

@@ -17,6 +17,7 @@ from deltamem.config import DeltaMemConfig
 from deltamem.episodes.batches import read_batch, write_batch
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
+from deltamem.episodes.relation_data import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import ConfigError, DataError, StateError
 from deltamem.layer import told_of
@@ -152,7 +153,7 @@ def test_a_place_says_what_the_whole_pass_says(
     rng = random.Random("places-0")
     made = sorted(
         (people.episode(rng, difficulty(rng), "train") for _ in range(4)),
-        key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history),
+        key=lambda e: e.length,
     )
     bank = build_bank(passes, people, IDLE, 4)
     step = PlacesStep(passes, Recipe(), bank, Team(cpu=True))
@@ -442,12 +443,12 @@ def test_what_differs_in_a_noun_is_told_and_asked_for_together(
         monkeypatch.setattr(draw, "_NEAR", share)
         drawing = Drawing(bank)
         drawn = drawing.histories(random.Random(0), 2, 40, 1.0, 2000)
-        sorts = {n: drawing._sort(topic) for topic, n in drawing._numbers.items()}
+        sorts = {n: sort_of(topic.relation) for topic, n in drawing._numbers.items()}
         told = [{sorts[int(n)] for n in a[v]} for a, v in zip(drawn.about, drawn.valid, strict=True)]
         never = (drawn.targets == bank.unsaid).nonzero()[:, 0].tolist()
         assert len(never) > 10
         about = [(of[int(drawn.places[i])], int(drawn.rows[i])) for i in never]
-        return sum(drawing._sort(topic) in told[row] for topic, row in about) / len(about)
+        return sum(sort_of(topic.relation) in told[row] for topic, row in about) / len(about)
 
     assert near(1.0) > max(0.9, near(0.0) + 0.2)
 

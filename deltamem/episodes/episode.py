@@ -60,6 +60,11 @@ class Episode:
     breaks: tuple[int, ...] = ()
 
     @property
+    def length(self) -> int:
+        """Characters in the history."""
+        return sum(len(turn.user) + len(turn.reply) for turn in self.history)
+
+    @property
     def sessions(self) -> list[tuple[Turn, ...]]:
         """The history cut at its breaks."""
         edges = [0, *self.breaks, len(self.history)]

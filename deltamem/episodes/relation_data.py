@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -44,8 +45,13 @@ def _family(data: dict[str, Any]) -> list[Relation]:
     return made
 
 
-def kin() -> dict[str, str]:
-    """Of each relation that differs from others in a noun alone, what is said of all of them, by its id."""
+def sort_of(relation: str) -> str:
+    """The same for ids of relations that differ in a noun alone; for others the id itself."""
+    return _sorts().get(relation, relation)
+
+
+@lru_cache(maxsize=1)
+def _sorts() -> dict[str, str]:
     owned = [r for r in (*told_relations(), *families()) if r.possessed]
     return {r.id: r.answer.replace(r.possessed.split()[-1], "{n}", 1) for r in owned}
 

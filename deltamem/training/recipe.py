@@ -38,8 +38,8 @@ class Recipe:
             out once (`training/cached`).
         bank: turns with facts that those draw from. A turn takes 1.5 MB with 26 layers of smollm2-135m: 12,000 of them
             took 19 GB. Where corrections go to the last layer it is episodes, of 1 MB each.
-        stock: episodes besides those that are told and not asked about, where corrections go to the last layer: values
-            in many words for a sixth of the time. One of them takes 2 MB.
+        stock: episodes besides those that are told and not asked about, where corrections go to the last layer. One of
+            them takes 2 MB.
         key_steps: steps in which keys and queries alone learn to find each other, before the first of those on places.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.

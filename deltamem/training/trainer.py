@@ -24,7 +24,7 @@ from deltamem.training.data import Made, Mix
 from deltamem.training.heldout import heldout_recall
 from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
-from deltamem.training.places.bank import Bank
+from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.bank import build_bank as build_places
 from deltamem.training.places.keys import fit_keys
 from deltamem.training.places.step import PlacesStep
@@ -32,8 +32,7 @@ from deltamem.training.recipe import Recipe
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
 
-Preparing = Callable[[str, float], None]
-Fit = Callable[[DeltaMemory, Bank, int, Preparing | None], None]
+Fit = Callable[[DeltaMemory, Bank, int, Report | None], None]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Trainer:
         curriculum: WaitingCurriculum | None = None,
         tensorboard: bool = False,
         fit: Fit | None = None,
-        preparing: Preparing | None = None,
+        preparing: Report | None = None,
     ) -> None:
         self._preparing = preparing
         self.passes, self.recipe, self.directory, self.people = passes, recipe, directory, people
@@ -214,7 +213,7 @@ class Trainer:
 
     def _episodes(self, rng: random.Random) -> list[Episode]:
         episodes = [self.mix.episode(rng, self.curriculum.difficulty) for _ in range(self.recipe.batch)]
-        return sorted(episodes, key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history))
+        return sorted(episodes, key=lambda e: e.length)
 
     # Held-out recall
 

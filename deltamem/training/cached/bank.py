@@ -116,7 +116,7 @@ def build_bank(
 
 
 def _units(passes: Passes, episodes: Sequence[Episode], report: Callable[[float], None]) -> list[Unit]:
-    order = sorted(range(len(episodes)), key=lambda i: sum(len(t.user) + len(t.reply) for t in episodes[i].history))
+    order = sorted(range(len(episodes)), key=lambda i: episodes[i].length)
     units: dict[int, Unit] = {}
     for start in range(0, len(order), _BATCH):
         part = order[start : start + _BATCH]

@@ -173,13 +173,13 @@ def build_bank(
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
     made = [people.episode(rng, difficulty(rng), split) for _ in range(episodes)]
-    made.sort(key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history))
+    made.sort(key=lambda e: e.length)
     builder = _Builder(passes, torch.Generator().manual_seed(seed))
     for start in range(0, episodes, _BATCH):
         builder.add(made[start : start + _BATCH])
         say("reading what is told and asked", start / episodes)
     alone = [people.episode(rng, _alone(rng), split, facts=TOLD_ALONE) for _ in range(stock)]
-    alone.sort(key=lambda e: sum(len(t.user) + len(t.reply) for t in e.history))
+    alone.sort(key=lambda e: e.length)
     for start in range(0, stock, _BATCH):
         builder.put_by(alone[start : start + _BATCH])
         say("reading what is told alone", start / stock)

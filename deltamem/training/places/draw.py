@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from deltamem.episodes.relation_data import kin
+from deltamem.episodes.relation_data import sort_of
 from deltamem.training.places.bank import Bank, Fact, Topic
+from deltamem.training.places.grouped import grouped
 
 _TRIES = 40
 _FEW = 2
@@ -45,9 +46,6 @@ class _Token(NamedTuple):
     told: int
     said: int
     about: int
-
-
-_Key = TypeVar("_Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -91,35 +89,30 @@ class Drawing:
         self._later = {p for fact in bank.facts for p in fact.asked if p and self._value[p] and self._value[p - 1]}
         # Where the statement itself stands before it, what is to be said hangs on that one statement.
         self._apart = [fact for fact in bank.facts if not fact.noted]
-        self._first_places: dict[Topic, list[int]] = {}
-        for fact in self._apart:
-            if (first := self._first(fact)) is not None:
-                self._first_places.setdefault(fact.topic, []).append(first)
+        firsts = ((fact.topic, self._first(fact)) for fact in self._apart)
+        self._first_places = grouped((topic, first) for topic, first in firsts if first is not None)
         # They can be asked for where another about the same is, and nowhere else.
         self._stock = [fact for fact in bank.stock if fact.topic in self._first_places]
         every = [*bank.facts, *self._stock]
         self._numbers = {topic: n for n, topic in enumerate(sorted({f.topic for f in every}))}
-        self._kin = kin()
-        self._same = _by(every, lambda fact: fact.topic)
-        self._of = _by(every, lambda fact: fact.topic.relation)
-        self._alike = _by(every, lambda fact: self._sort(fact.topic))
-        self._alike_to_ask = _by((*self._apart, *bank.unknown), lambda fact: self._sort(fact.topic))
-        self._beginnings: dict[int, list[int]] = {}
-        for fact in (*self._apart, *self._stock):
-            begins = self._begins_with(fact)
-            if begins is not None and not fact.early:
-                tokens = [t for t in fact.told if self._ids[t] == begins]
-                self._beginnings.setdefault(self._numbers[fact.topic], []).extend(tokens)
+        self._same = grouped((fact.topic, fact) for fact in every)
+        self._of = grouped((fact.topic.relation, fact) for fact in every)
+        self._alike = grouped((sort_of(fact.topic.relation), fact) for fact in every)
+        self._alike_to_ask = grouped((sort_of(f.topic.relation), f) for f in (*self._apart, *bank.unknown))
+        self._beginnings = grouped(
+            (self._numbers[fact.topic], token)
+            for fact in (*self._apart, *self._stock)
+            if not fact.early
+            for begins in [self._begins_with(fact)]
+            for token in fact.told
+            if self._ids[token] == begins
+        )
         self._begins = {t for some in self._beginnings.values() for t in some}
         alike = [fact for fact in self._apart if self._said_alike(fact)]
         # Those to choose from: values of one token.
         self._words = [t for f in alike if len({self._ids[t] for t in f.told}) == 1 for t in f.told]
         words = {self._ids[t] for t in self._words}
         self._swappable = {fact.told[0]: sorted(words & {self._ids[t] for t in fact.told}) for fact in alike}
-
-    def _sort(self, topic: Topic) -> str:
-        """The same for topics that differ in a noun, or in whose they are."""
-        return self._kin.get(topic.relation, topic.relation)
 
     def _said_alike(self, fact: Fact) -> bool:
         """Its value is of the same tokens wherever it is said; at the head of a message they are others."""
@@ -170,7 +163,7 @@ class Drawing:
                 chosen.append(fact)
 
         start = self._any(rng)
-        alike = self._alike[self._sort(start.topic)] if rng.random() < _ALIKE else ()
+        alike = self._alike[sort_of(start.topic.relation)] if rng.random() < _ALIKE else ()
         take(start)
         for _ in range(count - 1):
             # Others of its sort, for half of them: a sort of one has no others.
@@ -220,7 +213,7 @@ class Drawing:
     def _never_told(self, rng: random.Random, row: int, topics: set[Topic]) -> list[tuple[int, int, int]]:
         """Any fact's question is one about something never told where it was not."""
         bank = self._bank
-        near = self._alike_to_ask.get(self._sort(rng.choice(sorted(topics)))) if rng.random() < _NEAR else None
+        near = self._alike_to_ask.get(sort_of(rng.choice(sorted(topics)).relation)) if rng.random() < _NEAR else None
         for _ in range(_TRIES):
             fact = rng.choice(near or (bank.unknown if bank.unknown and rng.random() < 0.5 else self._apart))
             if fact.topic not in topics:
@@ -246,10 +239,3 @@ class Drawing:
                 numbers[4, row, : len(tokens)] = torch.tensor([self._other(rng, t) for t in tokens])
         rows, places, targets = (torch.tensor(column) for column in zip(*asked, strict=True))
         return Drawn(numbers[0], numbers[1], numbers[3] > 0, numbers[2], numbers[4], places, rows, targets)
-
-
-def _by(facts: Iterable[Fact], key: Callable[[Fact], _Key]) -> dict[_Key, list[Fact]]:
-    found: dict[_Key, list[Fact]] = {}
-    for fact in facts:
-        found.setdefault(key(fact), []).append(fact)
-    return found

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltamem.episodes.relation_data import kin
+from deltamem.episodes.relation_data import sort_of
 from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
-from deltamem.training.places.bank import Bank
-from deltamem.training.places.start import Report, pairs
+from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.grouped import grouped
+from deltamem.training.places.start import pairs, telling
 from deltamem.training.warm_start import delta_layers
 
 _RATE, _WARMUP, _CLIP = 2e-3, 20, 1.0
@@ -82,16 +83,16 @@ def fit_keys(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report:
             group["lr"] = _RATE * min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
         chosen = names.some(rng)
 
-        def moved(hidden: Tensor, where: dict[int, list[int]], far: float, chosen: list[int] = chosen) -> Tensor:
-            mine, theirs = ([rng.choice(where[n]) for n in chosen] for _ in range(2))
-            far_each = far * (2 * torch.rand(len(chosen), 1, generator=generator) - 1)
-            x = hidden[:, mine].float()
-            noise = (torch.rand(x.shape[1:], generator=generator) - 0.5) * math.sqrt(12)
-            return x + far_each * (hidden[:, theirs].float() - x) + _NOISE * spread * noise
+        def moved(mine: Tensor, theirs: Tensor, far: float) -> Tensor:
+            """Hidden states (layers, n, hidden size) with noise, and some of what others of their names differ in."""
+            far_each = far * (2 * torch.rand(mine.shape[1], 1, generator=generator) - 1)
+            noise = (torch.rand(mine.shape[1:], generator=generator) - 0.5) * math.sqrt(12)
+            return mine + far_each * (theirs - mine) + _NOISE * spread * noise
 
-        told = moved(names.telling, names.told, _ALTERED)
-        keys = weights.unit(weights.key, told)
-        queries = weights.unit(weights.query, moved(bank.places, names.asked, _ALTERED / 2))
+        told, told_too = (telling(bank, _one_each(rng, names.told, chosen)) for _ in range(2))
+        asked, asked_too = (bank.places[:, _one_each(rng, names.asked, chosen)].float() for _ in range(2))
+        keys = weights.unit(weights.key, moved(told, told_too, _ALTERED))
+        queries = weights.unit(weights.query, moved(asked, asked_too, _ALTERED / 2))
         loss = _loss(queries, keys)
         optimizer.zero_grad()
         loss.backward()
@@ -129,19 +130,13 @@ class _Names:
 
     def __init__(self, bank: Bank) -> None:
         named = pairs(bank)
-        # Where keys are made of a token alone there is nothing before it.
-        self.telling = bank.told + bank.before if bank.before.shape[1] else bank.told
-        self.told, self.asked = _by_name(named.told, named.told_about), _by_name(named.asked, named.asked_about)
+        self.told = grouped(zip(named.told_about.tolist(), named.told.tolist(), strict=True))
+        self.asked = grouped(zip(named.asked_about.tolist(), named.asked.tolist(), strict=True))
         both = sorted(self.told.keys() & self.asked.keys())
         self.first = [n for n in both if named.names[n][1] is None]
         self.later = [n for n in both if named.names[n][1] is not None]
-        noun = kin()
-        self.sorts: dict[str, list[int]] = {}
-        self.sort_of: dict[int, str] = {}
-        for n in self.first:
-            relation = named.names[n][0].relation
-            self.sort_of[n] = noun.get(relation, relation)
-            self.sorts.setdefault(self.sort_of[n], []).append(n)
+        self.sort_of = {n: sort_of(named.names[n][0].relation) for n in self.first}
+        self.sorts = grouped((sort, n) for n, sort in self.sort_of.items())
 
     def some(self, rng: random.Random) -> list[int]:
         """Names of a step, each once."""
@@ -156,20 +151,17 @@ class _Names:
         return [*chosen, *rng.sample(self.later, min(len(self.later), max(0, _COMPARED - len(chosen))))]
 
 
-def _by_name(where: Tensor, about: Tensor) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    for place, name in zip(where.tolist(), about.tolist(), strict=True):
-        found.setdefault(name, []).append(place)
-    return found
+def _one_each(rng: random.Random, where: dict[int, list[int]], names: list[int]) -> Tensor:
+    return torch.tensor([rng.choice(where[n]) for n in names])
 
 
 @torch.no_grad()
 def how_found(memory: DeltaMemory, bank: Bank, seed: int = 0) -> Found:
     """Measure keys and queries as they are."""
     names, rng = _Names(bank), random.Random(seed)
-    told, asked = ([rng.choice(where[n]) for n in names.first] for where in (names.told, names.asked))
+    told, asked = (_one_each(rng, where, names.first) for where in (names.told, names.asked))
     weights = stacked_weights(memory)
-    keys = weights.unit(weights.key, names.telling[:, told].to(weights.key))
+    keys = weights.unit(weights.key, telling(bank, told).to(weights.key))
     queries = weights.unit(weights.query, bank.places[:, asked].to(weights.query))
     match = torch.einsum("lqhr,lkhr->lqk", queries, keys) / keys.shape[2]
     others, mean = ~torch.eye(match.shape[1], dtype=torch.bool, device=match.device), match.mean(0)

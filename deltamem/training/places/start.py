@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.memory import DeltaMemory
-from deltamem.training.places.bank import Bank, Topic
+from deltamem.training.places.bank import Bank, Report, Topic
 from deltamem.training.places.tail import Tail
 from deltamem.training.warm_start import delta_layers, fit_values
 
@@ -32,8 +32,6 @@ _SAYING_STEPS, _SAYING_RATE, _SAID = 200, 1e-2, 256
 """Steps, peak of Adam, and tokens a step, of learning W_v and D_o on their own."""
 _FOUND = 0.7
 """How much of a value is found, and as much of it is noise."""
-
-Report = Callable[[str, float], None]
 
 
 def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | None = None) -> None:
@@ -51,7 +49,7 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
     generator = torch.Generator().manual_seed(seed)
     for i, layer in enumerate(delta_layers(memory)):
         keys, queries = agreeing(
-            telling(bank, i)[named.told],
+            telling(bank, named.told, i),
             named.told_about,
             bank.places[i][named.asked].float(),
             named.asked_about,
@@ -89,9 +87,11 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, seed: int, report: Report) ->
         report("learning to say what is read", step / _SAYING_STEPS)
 
 
-def telling(bank: Bank, layer: int) -> Tensor:
-    """What keys are made of in a layer, (n, hidden size)."""
-    return bank.told[layer].float() + (bank.before[layer].float() if bank.before.shape[1] else 0)
+def telling(bank: Bank, told: Tensor, layer: int | slice = slice(None)) -> Tensor:
+    """What keys of told tokens (n,) are made of, in a layer (n, hidden size) or in all (layers, n, hidden size)."""
+    own = bank.told[layer][..., told, :].float()
+    # Where keys are made of a token alone there is nothing before it.
+    return own + bank.before[layer][..., told, :].float() if bank.before.shape[1] else own
 
 
 Name = tuple[Topic, int | None]
