@@ -43,6 +43,11 @@ def train_adapter(
     bank: Annotated[int | None, typer.Option(min=8, help="Turns (places: episodes) that those draw from.")] = None,
     stock: Annotated[int | None, typer.Option(min=0, help="Episodes besides, told and not asked (places).")] = None,
     key_steps: Annotated[int | None, typer.Option(min=0, help="Steps of keys alone before those (places).")] = None,
+    say_steps: Annotated[int | None, typer.Option(min=0, help="Steps of values alone before those (places).")] = None,
+    say_weight: Annotated[float | None, typer.Option(help="Of going on with them in those (places).")] = None,
+    vocabulary: Annotated[
+        int | None, typer.Option(min=0, help="Times every word piece is told for both (places).")
+    ] = None,
     cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Cut a step into this many parts.")] = None,
@@ -136,6 +141,9 @@ def train_adapter(
         "bank": bank,
         "stock": stock,
         "key_steps": key_steps,
+        "say_steps": say_steps,
+        "say_weight": say_weight,
+        "vocabulary": vocabulary,
         "cached_facts": cached_facts,
         "batch": batch,
         "accumulate": accumulate,

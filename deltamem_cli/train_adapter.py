@@ -117,7 +117,9 @@ def chosen_preset(options: TrainOptions) -> Any:
             share = _OF_ITS_OWN
         recipe["cached_steps"] = round(share * recipe.get("steps", preset.recipe.steps))
     if options.start is not None:
-        recipe.setdefault("key_steps", 0)  # those of an adapter are trained already
+        # An adapter's are trained already.
+        recipe.setdefault("key_steps", 0)
+        recipe.setdefault("say_steps", 0)
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")
     if "batch" in recipe and "questions" not in recipe:

@@ -19,6 +19,7 @@ from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.relation_data import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.episodes.words import split_words, told_pieces
 from deltamem.errors import ConfigError, DataError, StateError
 from deltamem.layer import told_of
 from deltamem.memory import DeltaMemory
@@ -28,13 +29,17 @@ from deltamem.training.places.by_row import ByRow
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
+from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.places.start import pairs, start_from
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.tail import Tail
+from deltamem.training.places.vocabulary import _told_in, tell_vocabulary
 from deltamem.training.recipe import Recipe
+from deltamem.training.recorder import Recorder
 from deltamem.training.run import extended
 from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
+from deltamem.training.warm_start import delta_layers
 from tests.conftest import make_memory, make_model, make_tokenizer
 from tests.test_cached_training import Half
 from tests.test_training import Words, few_people
@@ -381,17 +386,25 @@ def gradients(
     passes.memory.adapter.requires_grad_(True)
     passes.memory.adapter.zero_grad()
     options = {"cached_questions": 12, "cached_facts": 4, "silence_weight": 0.5} | recipe
-    parts = PlacesStep(passes, Recipe(**options), bank, team).backward(random.Random(3))
+    parts = PlacesStep(passes, Recipe(**options), bank, team, Saying(passes.memory, bank)).backward(random.Random(3))
     return parts, {n: p.grad.clone() for n, p in passes.memory.adapter.named_parameters() if p.grad is not None}
 
 
 def test_the_shares_of_two_processes_add_up(passes: Passes, bank: Bank) -> None:
-    whole, grads = gradients(passes, bank, Team(cpu=True))
-    assert {"value", "start", "rest", "ordinary", "gates", "overlap", "loss", "accuracy"} <= whole.keys()
-    halves = [gradients(passes, bank, Half(rank)) for rank in (0, 1)]
+    whole, grads = gradients(passes, bank, Team(cpu=True), say_weight=0.5)
+    assert {"value", "start", "rest", "ordinary", "say", "gates", "overlap", "loss", "accuracy"} <= whole.keys()
+    halves = [gradients(passes, bank, Half(rank), say_weight=0.5) for rank in (0, 1)]
     for name, grad in grads.items():
         torch.testing.assert_close(sum(h[1][name] for h in halves), grad, atol=1e-5, rtol=1e-3)
     assert sum(h[0]["value"] for h in halves) == pytest.approx(whole["value"], rel=1e-4)
+
+
+def test_saying_is_learnt_in_steps_on_places_by_its_weight(passes: Passes, bank: Bank) -> None:
+    without, plain = gradients(passes, bank, Team(cpu=True))
+    weighed, grads = gradients(passes, bank, Team(cpu=True), say_weight=2.0)
+    assert "say" not in without and weighed["loss"] == pytest.approx(without["loss"] + 2 * weighed["say"], rel=1e-4)
+    changed = {n.rpartition(".")[2] for n, grad in grads.items() if not torch.allclose(grad, plain[n], atol=1e-6)}
+    assert changed == {"memory_v_proj", "delta_o_proj"}
 
 
 def test_every_part_of_the_adapter_learns(passes: Passes, bank: Bank) -> None:
@@ -406,7 +419,8 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
     people.families, people.singles = [], people.relations
     memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
     recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
-                    reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2)  # fmt: skip
+                    reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2, key_steps=5, say_steps=5,
+                    say_weight=0.5, vocabulary=1)  # fmt: skip
     passes = Passes(memory, ChatFormat.of(make_tokenizer()))
     said: list[str] = []
     trainer = Trainer(
@@ -414,6 +428,9 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
     )
     losses = [r.parts["value"] for r in trainer.run()]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    assert list(dict.fromkeys(said))[-3:] == [
+        "telling every word there is", "telling keys apart", "learning to say what is read"
+    ]  # fmt: skip
     assert "reading what is told and asked" in said
 
 
@@ -556,4 +573,39 @@ def test_the_start_finds_what_a_question_is_about(
     said: list[str] = []
     start_from(passes.memory, bank, report=lambda what, _share: said.append(what))
     assert nearness(passes, bank) > max(0.15, 3 * before)
-    assert set(said) == {"learning to say what is read"}
+    assert set(said) == {"fitting keys"}
+
+
+def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, people: SyntheticPeople) -> None:
+    bank = build_bank(passes, people, IDLE, 12)
+    keys = [layer.memory_k_proj.clone() for layer in delta_layers(passes.memory)]
+    said: list[str] = []
+    saying = Saying(
+        passes.memory, bank, tell_vocabulary(passes, people, 1, report=lambda what, _share: said.append(what))
+    )
+    before = saying.right(torch.Generator().manual_seed(0))
+    fit_saying(passes.memory, saying, 60, report=lambda what, _share: said.append(what))
+    assert saying.right(torch.Generator().manual_seed(0)) > before + 0.2
+    assert all(torch.equal(a, b.memory_k_proj) for a, b in zip(keys, delta_layers(passes.memory), strict=True))
+    assert set(said) == {"telling every word there is", "learning to say what is read"}
+
+
+def test_every_word_piece_but_those_held_out_is_told(passes: Passes, people: SyntheticPeople) -> None:
+    told = tell_vocabulary(passes, people, 2)
+    pieces = told_pieces(passes.form.tokenizer)
+    heldout = {w for kind in ("name", "word") for w in split_words(passes.form.tokenizer, kind)["heldout"]}
+    assert told.hidden.shape[:2] == (len(passes.memory.layer_indices), len(told.ids))
+    assert {*pieces.first, *pieces.later} == set(told.ids.tolist())
+    assert heldout and not heldout & {passes.form.tokenizer.decode([i]).strip() for i in told.ids.tolist()}
+
+
+def test_a_token_told_beside_others_looks_as_if_it_were_told_alone(passes: Passes) -> None:
+    before, ids = [5, 9, 7, 30], [11, 12, 13]
+    together = _told_in(passes, before, ids)
+    for n, token in enumerate(ids):
+        alone = _told_in(passes, before, [token])
+        here = torch.tensor([[False] * len(before) + [True]])
+        with torch.no_grad(), passes.memory.disabled(), Recorder(passes.memory, here) as seen:
+            passes.model.base_model(input_ids=torch.tensor([[*before, token]]))
+        torch.testing.assert_close(together[:, n], alone[:, 0], atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(alone.float(), seen.stacked(), atol=2e-2, rtol=2e-2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Split = Literal["train", "heldout"]
 
@@ -33,9 +33,28 @@ def split_words(tokenizer: Any, kind: str) -> dict[Split, list[str]]:
     return {"heldout": order[:cut], "train": order[cut:]}
 
 
+class Pieces(NamedTuple):
+    """Token ids: of pieces that begin a word, and of those that go on one."""
+
+    first: list[int]
+    later: list[int]
+
+
+def told_pieces(tokenizer: Any) -> Pieces:
+    """A tokenizer's tokens with a letter or a digit in them, but for the words that are held out."""
+    heldout = {f" {word}" for kind in _SHAPES for word in split_words(tokenizer, kind)["heldout"]}
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    kept = [
+        (index, text)
+        for index, text in enumerate(_pieces(tokenizer))
+        if index not in special and text not in heldout and re.search("[A-Za-z0-9]", text)
+    ]
+    return Pieces([i for i, text in kept if text[0] == " "], [i for i, text in kept if text[0] != " "])
+
+
 def _pieces(tokenizer: Any) -> list[str]:
     """The vocabulary as text. Decoding a token alone can lose the space before it, so its own mark for that is read."""
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
         return [tokenizer.decode([index]) for index in range(len(tokenizer))]
     pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    return [re.sub("^[\u2581\u0120]", " ", piece) for piece in pieces if isinstance(piece, str)]
+    return [re.sub("^[\u2581\u0120]", " ", piece) if isinstance(piece, str) else "" for piece in pieces]

@@ -178,10 +178,10 @@ def build_bank(
     for start in range(0, episodes, _BATCH):
         builder.add(made[start : start + _BATCH])
         say("reading what is told and asked", start / episodes)
-    alone = [people.episode(rng, _alone(rng), split, facts=TOLD_ALONE) for _ in range(stock)]
-    alone.sort(key=lambda e: e.length)
+    by_themselves = [people.episode(rng, alone(rng), split, facts=TOLD_ALONE) for _ in range(stock)]
+    by_themselves.sort(key=lambda e: e.length)
     for start in range(0, stock, _BATCH):
-        builder.put_by(alone[start : start + _BATCH])
+        builder.put_by(by_themselves[start : start + _BATCH])
         say("reading what is told alone", start / stock)
     openings = people.openings(rng)
     for start in range(0, len(openings), _BATCH):
@@ -218,7 +218,7 @@ def difficulty(rng: random.Random) -> Difficulty:
     return replace(DIFFICULTY, families=kind < _FAMILIES, singles=_FAMILIES <= kind < _FAMILIES + _SINGLES)
 
 
-def _alone(rng: random.Random) -> Difficulty:
+def alone(rng: random.Random) -> Difficulty:
     """Of one that is told and not asked about."""
     return replace(difficulty(rng), small_talk=0, corrections=0.0, unknown=0.0, noted=0.0, earlier=0.0)
 

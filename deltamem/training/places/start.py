@@ -4,7 +4,6 @@
   agree most on what the fact is about (canonical correlation analysis over topics), turned at random so that every
   head gets as much of them as every other.
 * **W_v, D_o**: a code of the token, as in `training/warm_start.py`; what is added to the last residual gives it back.
-  They are then trained on their own, as if every value were found, with noise where others would be read with it.
 """
 
 from __future__ import annotations
@@ -13,12 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report, Topic
-from deltamem.training.places.tail import Tail
 from deltamem.training.warm_start import delta_layers, fit_values
 
 _SCALE = 0.3
@@ -27,11 +24,6 @@ _RIDGE = 0.05
 """Added to variances, relative to their mean."""
 _OPEN = 3.0
 """Logit of the write gates at first: what is no value is yet to shut them."""
-
-_SAYING_STEPS, _SAYING_RATE, _SAID = 200, 1e-2, 256
-"""Steps, peak of Adam, and tokens a step, of learning W_v and D_o on their own."""
-_FOUND = 0.7
-"""How much of a value is found, and as much of it is noise."""
 
 
 def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | None = None) -> None:
@@ -44,10 +36,12 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
         report: called with what is being done and the share done.
     """
     fit_values(memory, bank.told.float(), bank.told_ids)
-    _learn_to_say(memory, bank, seed, report or (lambda _what, _share: None))
     named = pairs(bank)
     generator = torch.Generator().manual_seed(seed)
-    for i, layer in enumerate(delta_layers(memory)):
+    layers = delta_layers(memory)
+    for i, layer in enumerate(layers):
+        if report is not None:
+            report("fitting keys", i / len(layers))
         keys, queries = agreeing(
             telling(bank, named.told, i),
             named.told_about,
@@ -60,31 +54,6 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
             layer.memory_k_proj.copy_(_SCALE * turn @ keys)
             layer.memory_q_proj.copy_(_SCALE * turn @ queries)
             layer.beta_bias.fill_(_OPEN)
-
-
-def _learn_to_say(memory: DeltaMemory, bank: Bank, seed: int, report: Report) -> None:
-    layers, tail = delta_layers(memory), Tail(memory)
-    device = layers[0].memory_v_proj.device
-    weights = [w for layer in layers for w in (layer.memory_v_proj, layer.delta_o_proj)]
-    optimizer = torch.optim.Adam(weights, lr=_SAYING_RATE, betas=(0.9, 0.98))
-    generator = torch.Generator().manual_seed(seed)
-    candidates, places = bank.candidates.to(device), bank.values.nonzero()[:, 0]
-    numbers = torch.searchsorted(bank.candidates, bank.told_ids)
-    for step in range(_SAYING_STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = _SAYING_RATE * min(1, (step + 1) / 20) * (1 - step / _SAYING_STEPS)
-        told = torch.randint(bank.told.shape[1], (_SAID,), generator=generator)
-        where = places[torch.randint(len(places), (_SAID,), generator=generator)]
-        found = bank.residuals[where].to(device).float()
-        for layer, x in zip(layers, bank.told[:, told].to(device).float(), strict=True):
-            value = F.linear(x, layer.memory_v_proj)
-            noise = torch.randn(value.shape, generator=generator).to(device)
-            found = found + layer.correction("o", _FOUND * (value + value.detach().std() * noise))
-        loss = F.cross_entropy(tail(found, candidates), numbers[told].to(device))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        report("learning to say what is read", step / _SAYING_STEPS)
 
 
 def telling(bank: Bank, told: Tensor, layer: int | slice = slice(None)) -> Tensor:

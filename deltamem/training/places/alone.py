@@ -1,0 +1,17 @@
+"""What is trained on its own before the first step on places: keys and queries, then values and corrections."""
+
+from __future__ import annotations
+
+from deltamem.memory import DeltaMemory
+from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.keys import fit_keys
+from deltamem.training.places.saying import Saying, fit_saying
+from deltamem.training.recipe import Recipe
+
+
+def fit_alone(memory: DeltaMemory, bank: Bank, saying: Saying, recipe: Recipe, report: Report | None) -> None:
+    """Train them for as many steps as the recipe has; with none of them nothing is changed."""
+    if recipe.key_steps:
+        fit_keys(memory, bank, recipe.key_steps, recipe.seed, report)
+    if recipe.say_steps:
+        fit_saying(memory, saying, recipe.say_steps, recipe.seed, report)
