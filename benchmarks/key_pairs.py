@@ -24,7 +24,8 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
-from deltamem.training.places.bank import Bank, Fact, build_bank
+from deltamem.training.places.bank import Bank, Fact
+from deltamem.training.places.builder import build_bank
 from deltamem.training.places.start import agreeing, pairs
 from deltamem.training.presets import PRESETS
 

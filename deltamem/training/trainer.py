@@ -26,7 +26,7 @@ from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.alone import fit_alone
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.bank import build_bank as build_places
+from deltamem.training.places.builder import build_bank as build_places
 from deltamem.training.places.saying import Saying
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.vocabulary import Told, tell_vocabulary

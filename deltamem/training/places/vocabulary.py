@@ -18,7 +18,8 @@ from deltamem.episodes.batches import write_batch
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Pieces, told_pieces
-from deltamem.training.places.bank import Report, alone
+from deltamem.training.places.bank import Report
+from deltamem.training.places.builder import alone
 from deltamem.training.recorder import Recorder
 
 _FACTS = 2

@@ -1,0 +1,295 @@
+"""Building the bank: episodes, openings of replies and ordinary talk, once through the frozen backbone."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
+from deltamem.episodes.difficulty import Difficulty
+from deltamem.episodes.episode import Episode, Question
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.episodes.words import Split
+from deltamem.training.places.bank import Bank, Fact, Report, Topic
+from deltamem.training.places.tail import Tail
+from deltamem.training.recorder import Recorder
+
+DIFFICULTY = Difficulty(
+    facts=4,
+    small_talk=2,
+    long_values=0.4,
+    corrections=0.2,
+    unknown=0.25,
+    noted=0.3,
+    reworded=0.3,
+    earlier=0.2,
+    others=0.3,
+    lists=0.15,
+    natural=0.35,
+    together=0.45,
+    mentions=0.5,
+)
+"""Of the episodes that places are taken from."""
+TOLD_ALONE = 12
+"""Facts in an episode that is told and not asked about."""
+_FAMILIES, _SINGLES = 0.35, 0.35
+"""Shares of episodes with relations of the families among them, most of which differ in a noun alone, and of those with
+relations that are no family's, which are asked for in words of their own and answered in them."""
+_REST = 0.2
+"""Share that is kept of the places outside of a value, but for those right after one: they are many, and much alike."""
+_BATCH = 24
+_OTHERS = 0.05
+"""Share of the tokens that tell nothing that is kept, for the gates."""
+_LIKELY = 8
+"""Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
+
+_SAYS_NOTHING = {"a", "an", "the", "my", "i", "love"}
+"""Words before a value that do not say what it is about."""
+
+def build_bank(
+    passes: Passes,
+    people: SyntheticPeople,
+    ordinary: Sequence[Question],
+    episodes: int,
+    seed: int = 0,
+    report: Report | None = None,
+    split: Split = "train",
+    stock: int = 0,
+) -> Bank:
+    """Run everything through the frozen backbone once.
+
+    Args:
+        passes: runs it; the memory's corrections go to the last layer.
+        people: makes what is told.
+        ordinary: prompts with the frozen replies.
+        episodes: how many are told; one takes about 1 MB with 26 layers of smollm2-135m.
+        seed: of everything random.
+        report: called with what is being done and the share done.
+        split: of the episodes.
+        stock: how many more are told alone, of `TOLD_ALONE` facts each.
+    """
+    say = report or (lambda _what, _share: None)
+    rng = random.Random(f"places-{seed}")
+    made = [people.episode(rng, difficulty(rng), split) for _ in range(episodes)]
+    made.sort(key=lambda e: e.length)
+    builder = _Builder(passes, torch.Generator().manual_seed(seed))
+    for start in range(0, episodes, _BATCH):
+        builder.add(made[start : start + _BATCH])
+        say("reading what is told and asked", start / episodes)
+    by_themselves = [people.episode(rng, alone(rng), split, facts=TOLD_ALONE) for _ in range(stock)]
+    by_themselves.sort(key=lambda e: e.length)
+    for start in range(0, stock, _BATCH):
+        builder.put_by(by_themselves[start : start + _BATCH])
+        say("reading what is told alone", start / stock)
+    openings = people.openings(rng)
+    for start in range(0, len(openings), _BATCH):
+        builder.begin(openings[start : start + _BATCH])
+        say("reading how replies begin", start / len(openings))
+    for start in range(0, len(ordinary), _BATCH):
+        builder.leave_alone(ordinary[start : start + _BATCH])
+        say("reading ordinary talk", start / len(ordinary))
+    return builder.bank()
+
+
+def difficulty(rng: random.Random) -> Difficulty:
+    """Of one of the episodes."""
+    kind = rng.random()
+    return replace(DIFFICULTY, families=kind < _FAMILIES, singles=_FAMILIES <= kind < _FAMILIES + _SINGLES)
+
+
+def alone(rng: random.Random) -> Difficulty:
+    """Of one that is told and not asked about."""
+    return replace(difficulty(rng), small_talk=0, corrections=0.0, unknown=0.0, noted=0.0, earlier=0.0)
+
+
+class _Builder:
+    def __init__(self, passes: Passes, generator: torch.Generator) -> None:
+        self._passes, self._generator = passes, generator
+        self._tail = Tail(passes.memory)
+        self._facts: list[Fact] = []
+        self._stock: list[Fact] = []
+        self._hidden: dict[str, list[Tensor]] = {
+            k: [] for k in ("told", "before", "other", "places", "openings", "idle")
+        }
+        self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("other", "places", "openings", "idle")}
+        self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "begun")}
+        self._ids: list[Tensor] = []
+        self._counts = {"told": 0, "places": 0}
+        self._unsaid: Counter[int] = Counter()
+
+    def add(self, episodes: Sequence[Episode]) -> None:
+        facts = [_facts(episode) for episode in episodes]
+        self._facts += [fact for own in facts for fact in own.values()]
+        self._tell(episodes, facts, _OTHERS)
+        asked = [(i, q) for i, episode in enumerate(episodes) for q in episode.questions]
+        asked.sort(key=lambda pair: len(pair[1].text))
+        for start in range(0, len(asked), _BATCH):
+            self._ask(episodes, asked[start : start + _BATCH], facts)
+
+    def put_by(self, episodes: Sequence[Episode]) -> None:
+        facts = [_facts(episode) for episode in episodes]
+        self._stock += [fact for own in facts for fact in own.values() if not fact.early]
+        self._tell(episodes, facts, 0.0)
+
+    def _tell(self, episodes: Sequence[Episode], facts: Sequence[dict[int, Fact]], others: float) -> None:
+        batch = write_batch(self._passes.form, episodes)
+        told = batch.values > 0
+        some = torch.rand(told.shape, generator=self._generator) < others
+        # A value that was corrected later is marked as nobody's, and is no token that tells nothing.
+        plain = torch.tensor([all(q.kind != "corrected" for q in e.asked) for e in episodes])
+        other = batch.written & ~told & some & plain[:, None]
+        with (
+            torch.no_grad(),
+            self._passes.memory.disabled(),
+            self._record("told", told),
+            self._record_before(told, batch.written),
+            self._record("other", other),
+            self._tail.record(other, self._residuals["other"]),
+        ):
+            self._passes.run(batch)
+        self._ids.append(batch.ids[told])
+        for i, t in told.nonzero().tolist():
+            fact = facts[i][int(batch.values[i, t])]
+            fact.told.append(self._counts["told"])
+            self._counts["told"] += 1
+        for episode, own in zip(episodes, facts, strict=True):
+            for n, noted in ((n, q) for n, q in enumerate(episode.asked, 1) if q.kind == "noted"):
+                # The reply to a statement is made when it has been written.
+                said = [m for m, q in enumerate(episode.asked, 1) if q.value and q.value in noted.text and m in own]
+                own[n].told = sorted(token for m in said for token in own[m].told)
+
+    def _ask(
+        self, episodes: Sequence[Episode], asked: Sequence[tuple[int, Question]], facts: Sequence[dict[int, Fact]]
+    ) -> None:
+        batch = read_batch(self._passes.form, asked)
+        counts = batch.targets != -100
+        value = batch.values > 0
+        after = F.pad(value[:, :-1], (1, 0))
+        rest = counts & ~value & ~after
+        kept = counts & ~(rest & (torch.rand(rest.shape, generator=self._generator) >= _REST))
+        self._read("places", batch, kept)
+        self._marks["targets"].append(batch.targets[kept])
+        self._marks["values"].append(batch.values[kept] > 0)
+        for n, (i, window) in enumerate(asked):
+            asks = [q for q in (*window.earlier, window) if q.kind != "ordinary"]
+            at = -1
+            for k in counts[n].nonzero()[:, 0].tolist():
+                # Targets of one answer follow each other; between two answers there are positions without.
+                at += k == 0 or not bool(counts[n, k - 1])
+                if not kept[n, k]:
+                    continue
+                question = asks[min(at, len(asks) - 1)]
+                fact = facts[i][episodes[i].asked.index(question) + 1]
+                fact.asked.append(self._counts["places"])
+                self._counts["places"] += 1
+                if question.kind == "unknown" and batch.values[n, k] > 0 and not (k and batch.values[n, k - 1] > 0):
+                    self._unsaid[int(batch.targets[n, k])] += 1
+
+    def begin(self, questions: Sequence[Question]) -> None:
+        batch = read_batch(self._passes.form, [(0, q) for q in questions])
+        kept = batch.targets != -100
+        kept[:, -1] = False  # a reply does not end there
+        self._read("openings", batch, kept)
+        self._marks["begun"].append(batch.targets[kept])
+
+    def leave_alone(self, questions: Sequence[Question]) -> None:
+        batch = read_batch(self._passes.form, [(0, q) for q in questions])
+        self._read("idle", batch, batch.targets != -100)
+
+    def _read(self, kind: str, batch: ReadBatch, kept: Tensor) -> None:
+        """Keep what is seen at those places of the batch's last ones (N, K)."""
+        places = torch.zeros_like(batch.valid)
+        places[:, -kept.shape[1] :] = kept
+        with torch.no_grad(), self._record(kind, places), self._tail.record(places, self._residuals[kind]):
+            self._passes.look(batch)
+
+    @contextmanager
+    def _record_before(self, places: Tensor, written: Tensor) -> Iterator[None]:
+        """Keep the hidden states of what is written right before those places."""
+        if self._passes.memory.config.keys != "pair":
+            yield
+            return
+        before = F.pad(places[:, 1:], (0, 1)) & written
+        with Recorder(self._passes.memory, before, torch.bfloat16) as seen:
+            yield
+        found = seen.stacked().cpu()
+        # Where a message begins with a value there is nothing before it.
+        there = F.pad(before[:, :-1], (1, 0))[places]
+        kept = found.new_zeros(len(found), len(there), found.shape[-1])
+        kept[:, there] = found
+        self._hidden["before"].append(kept)
+
+    @contextmanager
+    def _record(self, kind: str, places: Tensor) -> Iterator[None]:
+        with Recorder(self._passes.memory, places, torch.bfloat16) as seen:
+            yield
+        self._hidden[kind].append(seen.stacked().cpu())
+
+    def bank(self) -> Bank:
+        hidden: dict[str, Tensor] = {}
+        for kind in list(self._hidden):  # one at a time: together they are half of what is in memory
+            parts = self._hidden.pop(kind)
+            hidden[kind] = torch.cat(parts, dim=1) if parts else hidden["told"][:, :0]
+        residuals = {kind: torch.cat(parts) for kind, parts in self._residuals.items()}
+        targets, values, begun = (torch.cat(self._marks[k]) for k in ("targets", "values", "begun"))
+        likely = [
+            self._tail(part.to(self._passes.device)).topk(_LIKELY).indices.flatten().cpu()
+            for part in residuals["places"][values].split(512)
+        ]
+        candidates = torch.unique(torch.cat([targets, begun, *self._ids, *likely]))
+        return Bank(
+            [f for f in self._facts if f.told and f.asked],
+            [f for f in self._facts if not f.told and f.asked],
+            hidden["told"],
+            hidden["before"],
+            torch.cat(self._ids),
+            hidden["other"],
+            residuals["other"],
+            hidden["places"],
+            residuals["places"],
+            targets,
+            values,
+            hidden["openings"],
+            residuals["openings"],
+            begun,
+            hidden["idle"],
+            residuals["idle"],
+            candidates,
+            max(self._unsaid, key=self._unsaid.__getitem__, default=int(candidates[0])),
+            [f for f in self._stock if f.told],
+        )
+
+
+def _facts(episode: Episode) -> dict[int, Fact]:
+    """What it tells and asks, by the number of the question."""
+    return {
+        n: Fact(_topic(q), early=q.kind != "noted" and _early(q, episode), noted=q.kind == "noted")
+        for n, q in enumerate(episode.asked, 1)
+        if q.kind != "ordinary"
+    }
+
+
+def _topic(question: Question) -> Topic:
+    """Whose it is stands at the head of an answer about somebody else ("Anna's dog is ..."), by name."""
+    head, owned, _ = question.answer.partition(question.value or "\0")[0].partition("'s ")
+    owner = head.split()[-1] if owned else ""
+    return Topic(question.topic, owner if owner[:1].isupper() else "")
+
+
+def _early(question: Question, episode: Episode) -> bool:
+    """Whether the value was told before what it is the value of."""
+    if question.kind == "unknown" or not question.value:
+        return False
+    told = [turn.user.partition(question.value)[0] for turn in episode.history if question.value in turn.user]
+    # What the last sentence says before it; a correction is told last.
+    words = re.split(r"[.,:!?]", told[-1])[-1].lower().split() if told else ["what"]
+    return not set(words) - _SAYS_NOTHING

@@ -1,0 +1,104 @@
+"""The bank: what was told, what is asked, how replies begin."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from deltamem.episodes.batches import read_batch
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.training.places import draw
+from deltamem.training.places.bank import Bank, joined
+from deltamem.training.places.builder import build_bank
+from deltamem.training.places.draw import Drawing
+from deltamem.training.places.tail import Tail
+from tests.places.conftest import IDLE
+
+
+def test_what_was_told_is_what_was_marked(passes: Passes, people: SyntheticPeople, bank: Bank) -> None:
+    told = [t for f in bank.facts for t in f.told]
+    assert set(told) == set(range(bank.told.shape[1])), "every told token belongs to a fact"
+    asked = [p for f in (*bank.facts, *bank.unknown) for p in f.asked]
+    assert len(asked) == len(set(asked)) and set(asked) <= set(range(len(bank.targets)))
+    assert all(not f.told for f in bank.unknown) and bank.unknown
+    assert torch.isin(bank.targets, bank.candidates).all() and bank.unsaid in bank.candidates
+
+
+def test_banks_are_joined(passes: Passes, people: SyntheticPeople, bank: Bank) -> None:
+    other = build_bank(passes, people, IDLE, 5, seed=2)
+    both = joined([bank, other])
+    for facts, theirs, ours in ((both.facts, other.facts, bank.facts), (both.unknown, other.unknown, bank.unknown)):
+        assert list(facts[: len(ours)]) == list(ours) and len(facts) == len(ours) + len(theirs)
+        for fact, own in zip(facts[len(ours) :], theirs, strict=True):
+            assert (fact.topic, fact.early, fact.noted) == (own.topic, own.early, own.noted)
+            assert torch.equal(both.told[:, fact.told], other.told[:, own.told])
+            assert torch.equal(both.told_ids[fact.told], other.told_ids[own.told])
+            assert torch.equal(both.targets[fact.asked], other.targets[own.asked])
+            assert torch.equal(both.residuals[fact.asked], other.residuals[own.asked])
+    assert torch.isin(other.candidates, both.candidates).all() and both.unsaid == bank.unsaid
+    assert both.idle.shape[1] == len(both.idle_residuals) and both.before.shape[1] in (0, both.told.shape[1])
+
+
+def test_what_is_told_alone_is_asked_for_where_others_are(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem.training.places.builder.TOLD_ALONE", 3)
+    bank = joined([build_bank(passes, people, IDLE, 12, seed=n, stock=6) for n in (1, 2)])
+    assert len(bank.stock) > 12 and not any(f.asked or f.early or f.noted for f in bank.stock)
+    own = {t for f in bank.facts for t in f.told}
+    alone = {t: f for f in bank.stock for t in f.told}
+    assert not own & alone.keys() and own | alone.keys() <= set(range(len(bank.told_ids)))
+    monkeypatch.setattr(draw, "_STOCKED", 1.0)
+    monkeypatch.setattr(draw, "_ALIKE", 0.0)
+    drawing = Drawing(bank)
+    topics = {p: f.topic for f in bank.facts for p in f.asked}
+    drawn = drawing.histories(random.Random(0), 2, 20, 0.0, 1000)
+    told = [{alone[int(t)].topic: alone[int(t)] for t in row if int(t) in alone} for row in drawn.told]
+    asked = 0
+    for place, row, target in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True):
+        fact = told[row].get(topics[place])
+        if fact is not None and bank.values[place]:
+            asked += 1
+            assert target == int(bank.told_ids[fact.told[0]]), "what is said is its own"
+    assert asked > 20
+
+
+def test_what_stands_before_a_value_is_kept_for_its_key(passes: Passes, people: SyntheticPeople) -> None:
+    bank = build_bank(passes, people, IDLE, 12, seed=4)
+    if passes.memory.config.keys == "own":
+        assert bank.before.shape[1] == 0
+        return
+    assert bank.before.shape == bank.told.shape
+    # Where two tokens of a value follow each other, the first stands before the second.
+    pairs = [(a, b) for f in bank.facts for a, b in zip(f.told, f.told[1:], strict=False) if b == a + 1]
+    same = [torch.equal(bank.before[:, b], bank.told[:, a]) for a, b in pairs]
+    assert sum(same) > 0.7 * len(same) > 5, "most are of one value"
+    nothing = (bank.before == 0).all(dim=2).all(dim=0)
+    assert 0 < int(nothing.sum()) < len(nothing) / 4, "few messages begin with a value"
+
+
+def test_how_replies_begin_is_kept_of_every_question(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = people.openings(random.Random(0))
+    assert {q.topic for q in asked} >= {r.id for r in (*people.relations, *people.singles, *people.families)}
+    held_out = {way for r in people.relations for way in (r.questions[-1], r.statements[-1].partition("{v}")[0])}
+    assert not any(q.text.endswith(way) for q in asked for way in held_out)
+    told = [q for q in asked if q.answer.startswith("Got it.")]
+    assert {q.topic for q in told} >= {r.id for r in (*people.relations, *people.singles, *people.families)}
+    assert 0.4 < sum(bool(q.earlier) for q in asked) / len(asked) < 0.6
+    few = [*(q for q in asked if not q.earlier), *(q for q in asked if q.earlier)][-14::2]
+    assert any(q.earlier for q in few)
+    monkeypatch.setattr(people, "openings", lambda _rng: few)
+    bank = build_bank(passes, people, IDLE, 2)
+    words = [t for q in few for t in passes.form.text(q.answer)]
+    assert bank.opening_targets.tolist() == words
+    with torch.no_grad():
+        batch = read_batch(passes.form, [(0, q) for q in few])
+        expected = passes.read(batch, None)[:, bank.candidates]
+        found = Tail(passes.memory)(bank.opening_residuals, bank.candidates)
+    inside = batch.expected()[0] != passes.form.following[0]
+    torch.testing.assert_close(found, expected[inside], atol=0.05, rtol=0.05)

@@ -1,0 +1,163 @@
+"""What is fitted before the first step."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.episodes.words import split_words, told_pieces
+from deltamem.errors import DataError
+from deltamem.memory import DeltaMemory
+from deltamem.training.places.bank import Bank
+from deltamem.training.places.builder import build_bank
+from deltamem.training.places.keys import fit_keys, how_found
+from deltamem.training.places.longer import lengthen
+from deltamem.training.places.saying import Saying, fit_saying
+from deltamem.training.places.start import pairs, start_from
+from deltamem.training.places.vocabulary import _told_in, tell_vocabulary
+from deltamem.training.recorder import Recorder
+from deltamem.training.run import extended
+from deltamem.training.warm_start import delta_layers
+from tests.places.conftest import IDLE
+from tests.test_training import Words
+
+
+def test_a_longer_adapter_says_what_it_said_until_it_is_trained(
+    passes: Passes, bank: Bank, ids: Callable[..., torch.Tensor]
+) -> None:
+    memory, config = passes.memory, passes.memory.config
+    model: Any = memory.model
+    tokens = ids(1, 20)
+
+    def said(of: DeltaMemory) -> torch.Tensor:
+        of.reset()
+        with torch.no_grad(), of.writing():
+            model(input_ids=tokens)
+        with torch.no_grad(), of.reading():
+            return torch.as_tensor(model(input_ids=tokens).logits)
+
+    with torch.no_grad():
+        for layer in memory.adapter:
+            layer.delta_o_proj.normal_()  # type: ignore[union-attr, operator]
+            layer.base_state.normal_()  # type: ignore[union-attr, operator]
+    expected = said(memory)
+    longer = extended(memory, replace(config, rank=12))
+    assert (longer.config.rank, longer.config.alpha) == (12, config.alpha * 12 / config.rank)
+    lengthen(memory, longer, bank)
+    new = [getattr(layer, f"memory_{p}_proj").unflatten(0, (2, 12))[:, 8:] for layer in longer.adapter for p in "kq"]
+    assert all(weight.detach().abs().max() > 0 for weight in new)
+    moved = (said(longer) - expected).abs().max()
+    assert moved > 1e-4, "there are more numbers to tell facts apart by"
+    with torch.no_grad():
+        for weight in new:
+            weight.zero_()
+    torch.testing.assert_close(said(longer), expected, atol=1e-4, rtol=1e-4)
+    with pytest.raises(DataError, match="--rank 10 can't"):
+        extended(longer, replace(config, rank=10))
+    assert extended(longer, config) is longer, "nobody asked for a rank"
+
+
+def nearness(passes: Passes, bank: Bank) -> float:
+    """How much nearer the places of values lie to told tokens of their own topic than to others, over all layers."""
+    facts = [f for f in bank.facts if not f.early and not f.noted]
+    told = [(t, f.topic) for f in facts for t in f.told]
+    asked = [(p, f.topic) for f in facts for p in f.asked if bank.values[p]]
+    same = torch.tensor([[a == b for _, b in told] for _, a in asked])
+    near = torch.zeros(same.shape)
+    for i, layer in enumerate(passes.memory.adapter):
+        mine = [t for t, _ in told]
+        x = bank.told[i, mine].float() + (bank.before[i, mine].float() if bank.before.shape[1] else 0)
+        keys = layer.told(x[None]).k[0]  # type: ignore[operator]
+        queries = layer.queries(bank.places[i, [p for p, _ in asked]][None].float())[0]  # type: ignore[operator]
+        near += torch.einsum("phr,thr->pt", queries, keys).detach()
+    return float(near[same].mean() - near[~same].mean())
+
+
+def test_keys_trained_on_their_own_are_found_from_more_places(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem.training.places.builder.TOLD_ALONE", 3)
+    monkeypatch.setattr("deltamem.training.places.keys._COMPARED", 24)
+    bank = build_bank(passes, people, IDLE, 24, stock=6)
+    before, said = how_found(passes.memory, bank), []
+    fit_keys(passes.memory, bank, 60, report=lambda what, _share: said.append(what))
+    after = how_found(passes.memory, bank)
+    assert after.own > before.own + 0.1 and after.by_layer < before.by_layer
+    assert abs(after.others) < 0.2 and after.nearest > before.nearest
+    assert set(said) == {"telling keys apart"}
+
+
+def test_names_are_what_both_a_told_token_and_a_place_have(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem.training.places.builder.TOLD_ALONE", 3)
+    bank = build_bank(passes, people, IDLE, 24, stock=6)
+    named = pairs(bank)
+    left_out = {t for f in bank.facts if f.early or f.noted for t in f.told}
+    kept = {t for f in bank.facts if not (f.early or f.noted) for t in f.told}
+    told = set(named.told.tolist())
+    assert told & kept and not told & (left_out - kept)
+    assert told & {t for f in bank.stock for t in f.told}
+    of = {t: f for f in (*bank.stock, *bank.facts) if not f.noted for t in f.told}
+    for t, n in zip(named.told.tolist(), named.told_about.tolist(), strict=True):
+        topic, before = named.names[n]
+        assert of[t].topic == topic
+        if before is not None:
+            assert before in bank.told_ids[of[t].told].tolist(), "it was told right before"
+
+
+def test_the_start_finds_what_a_question_is_about(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = SyntheticPeople(Words())
+    people.families, people.singles = every.families, every.singles
+    few = people.openings(random.Random(0))[:9]
+    monkeypatch.setattr(people, "openings", lambda _rng: few)
+    bank = build_bank(passes, people, IDLE, 12)
+    before = nearness(passes, bank)
+    said: list[str] = []
+    start_from(passes.memory, bank, report=lambda what, _share: said.append(what))
+    assert nearness(passes, bank) > max(0.15, 3 * before)
+    assert set(said) == {"fitting keys"}
+
+
+def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, people: SyntheticPeople) -> None:
+    bank = build_bank(passes, people, IDLE, 12)
+    keys = [layer.memory_k_proj.clone() for layer in delta_layers(passes.memory)]
+    said: list[str] = []
+    saying = Saying(
+        passes.memory, bank, tell_vocabulary(passes, people, 1, report=lambda what, _share: said.append(what))
+    )
+    before = saying.right(torch.Generator().manual_seed(0))
+    fit_saying(passes.memory, saying, 60, report=lambda what, _share: said.append(what))
+    assert saying.right(torch.Generator().manual_seed(0)) > before + 0.2
+    assert all(torch.equal(a, b.memory_k_proj) for a, b in zip(keys, delta_layers(passes.memory), strict=True))
+    assert set(said) == {"telling every word there is", "learning to say what is read"}
+
+
+def test_every_word_piece_but_those_held_out_is_told(passes: Passes, people: SyntheticPeople) -> None:
+    told = tell_vocabulary(passes, people, 2)
+    pieces = told_pieces(passes.form.tokenizer)
+    heldout = {w for kind in ("name", "word") for w in split_words(passes.form.tokenizer, kind)["heldout"]}
+    assert told.hidden.shape[:2] == (len(passes.memory.layer_indices), len(told.ids))
+    assert {*pieces.first, *pieces.later} == set(told.ids.tolist())
+    assert heldout and not heldout & {passes.form.tokenizer.decode([i]).strip() for i in told.ids.tolist()}
+
+
+def test_a_token_told_beside_others_looks_as_if_it_were_told_alone(passes: Passes) -> None:
+    before, ids = [5, 9, 7, 30], [11, 12, 13]
+    together = _told_in(passes, before, ids)
+    for n, token in enumerate(ids):
+        alone = _told_in(passes, before, [token])
+        here = torch.tensor([[False] * len(before) + [True]])
+        with torch.no_grad(), passes.memory.disabled(), Recorder(passes.memory, here) as seen:
+            passes.model.base_model(input_ids=torch.tensor([[*before, token]]))
+        torch.testing.assert_close(together[:, n], alone[:, 0], atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(alone.float(), seen.stacked(), atol=2e-2, rtol=2e-2)

@@ -1,0 +1,85 @@
+"""Corrections at the last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from deltamem.config import DeltaMemConfig
+from deltamem.errors import ConfigError, DataError, StateError
+from deltamem.training.places.tail import Tail
+from tests.conftest import make_memory, make_model
+from tests.places.conftest import OPTIONS
+
+
+def test_no_hidden_state_before_the_last_layer_moves(ids: Callable[..., torch.Tensor]) -> None:
+    model = make_model()
+    memory = make_memory(model, **OPTIONS)
+    with torch.no_grad():
+        memory.reset(2)
+        with memory.writing():
+            model(input_ids=ids(2, 20))
+        told = memory.state.clone()
+        with memory.reading():
+            bent = model(input_ids=ids(2, 9, 1), use_cache=True)
+        with memory.disabled():
+            frozen = model(input_ids=ids(2, 9, 1), use_cache=True)
+    assert torch.equal(memory.state.tensor, told.tensor)
+    assert (bent.logits - frozen.logits).abs().max() > 1e-3
+    for mine, theirs in zip(bent.past_key_values.layers, frozen.past_key_values.layers, strict=True):
+        assert torch.equal(mine.keys, theirs.keys) and torch.equal(mine.values, theirs.values)
+
+
+def test_what_all_layers_read_is_added_to_the_last_attention(ids: Callable[..., torch.Tensor]) -> None:
+    """The definition: the corrections of all layers, summed, by hand."""
+    model = make_model()
+    memory = make_memory(model, **OPTIONS)
+    tokens = ids(1, 9, 1)
+    with torch.no_grad():
+        with memory.writing():
+            model(input_ids=ids(1, 20))
+        seen: dict[int, torch.Tensor] = {}
+        stop = memory.watch(lambda i, hidden: seen.__setitem__(i, hidden))
+        with memory.disabled():
+            model(input_ids=tokens)
+        stop()
+        added = torch.zeros(1, 9, 48)
+        for i, layer in enumerate(memory.adapter):
+            state = memory.state.tensor[i] + layer.base_state
+            reads = torch.einsum("bhij,bthj->bthi", state, layer.queries(seen[i])).flatten(-2)  # type: ignore[operator]
+            added += 16.0 / 8 * reads @ layer.delta_o_proj.T  # type: ignore[operator]
+        with memory.reading():
+            found = model(input_ids=tokens).logits
+        handle = model.model.layers[-1].self_attn.o_proj.register_forward_hook(lambda _m, _a, out: out + added)
+        with memory.disabled():
+            expected = model(input_ids=tokens).logits
+        handle.remove()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_what_goes_to_the_last_layer_is_o_alone() -> None:
+    for options in ({"delta_heads": ("q", "o")}, {"delta_heads": ("o",), "delta_o_rmsnorm": True}):
+        with pytest.raises(ConfigError, match="corrections last"):
+            DeltaMemConfig(corrections="last", **options)  # type: ignore[arg-type]
+    assert "corrections" not in DeltaMemConfig().to_dict()
+    kept = DeltaMemConfig(**OPTIONS)
+    assert DeltaMemConfig.from_dict(kept.to_dict()) == kept
+
+
+def test_checkpointing_is_refused_where_it_would_lose_gradients(ids: Callable[..., torch.Tensor]) -> None:
+    model = make_model()
+    memory = make_memory(model, **OPTIONS)
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    with pytest.raises(StateError, match="checkpoint"), memory.writing():
+        model(input_ids=ids(1, 5))
+
+
+def test_a_backbone_whose_tail_is_another_is_refused(tokenizer: Any) -> None:
+    for family, layers in (("gemma3", ()), ("llama", (0, 1))):
+        memory = make_memory(make_model(family), target_layers=layers, **OPTIONS)
+        with pytest.raises(DataError, match="--preset deltamem"):
+            Tail(memory)

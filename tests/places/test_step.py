@@ -1,0 +1,160 @@
+"""Steps on places, against the passes they stand in for."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deltamem.chat_format import ChatFormat
+from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.layer import told_of
+from deltamem.training.places.bank import Bank
+from deltamem.training.places.builder import build_bank, difficulty
+from deltamem.training.places.by_row import ByRow
+from deltamem.training.places.draw import Drawing
+from deltamem.training.places.saying import Saying
+from deltamem.training.places.step import PlacesStep
+from deltamem.training.places.tail import Tail
+from deltamem.training.recipe import Recipe
+from deltamem.training.team import Team
+from deltamem.training.trainer import Trainer
+from tests.conftest import make_memory, make_model, make_tokenizer
+from tests.places.conftest import IDLE, OPTIONS
+from tests.test_cached_training import Half
+from tests.test_training import few_people
+
+
+def test_a_place_says_what_the_whole_pass_says(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits worked out from the bank are those of running the window through the backbone."""
+    monkeypatch.setattr("deltamem.training.places.builder._REST", 1.0)
+    monkeypatch.setattr("deltamem.training.places.builder._FAMILIES", 0.0)
+    monkeypatch.setattr("deltamem.training.places.builder._SINGLES", 0.0)
+    rng = random.Random("places-0")
+    made = sorted(
+        (people.episode(rng, difficulty(rng), "train") for _ in range(4)),
+        key=lambda e: e.length,
+    )
+    bank = build_bank(passes, people, IDLE, 4)
+    step = PlacesStep(passes, Recipe(), bank, Team(cpu=True))
+    asked = sorted(((i, q) for i, e in enumerate(made) for q in e.questions), key=lambda pair: len(pair[1].text))
+    batch = read_batch(passes.form, asked)
+    with torch.no_grad():
+        state = passes.write(write_batch(passes.form, made), local_gradient=False)
+        expected = passes.read(batch, state)[:, bank.candidates]
+        rows = torch.cat([batch.rows[n, None].expand(int(c)) for n, c in enumerate((batch.targets != -100).sum(-1))])
+        bent = step._bent(bank.places, bank.residuals, state.tensor, rows)
+        found = Tail(passes.memory)(bent, bank.candidates)
+    assert torch.equal(bank.targets, batch.expected()[0])
+    assert torch.equal(bank.values, batch.values[batch.targets != -100] > 0)
+    torch.testing.assert_close(found, expected, atol=0.05, rtol=0.05)  # the bank is in bfloat16
+
+
+def test_keys_are_altered_by_what_values_of_the_same_differ_in(
+    passes: Passes, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawing = Drawing(bank)
+    drawn = drawing.histories(random.Random(1), 3, 30, 0.0, 1000)
+    of = {t: f for f in bank.facts if not f.noted for t in f.told}
+    moved = 0
+    for told, other in zip(drawn.told[drawn.valid].tolist(), drawn.other[drawn.valid].tolist(), strict=True):
+        if told != other:
+            moved += 1
+            assert of[told].topic == of[other].topic
+    assert moved > 10
+    step = PlacesStep(passes, Recipe(), bank, Team(cpu=True))
+    hidden = bank.told[:, drawn.told.flatten()].float().unflatten(1, drawn.told.shape)
+    far = torch.full(drawn.told.shape, 0.5)
+    found = step._altered(hidden, bank.told, drawn, far)
+    others = bank.told[:, drawn.other.flatten()].float().unflatten(1, drawn.told.shape)
+    torch.testing.assert_close(found, (hidden + others) / 2)
+    none = torch.zeros(0, dtype=torch.long)
+    monkeypatch.setattr("deltamem.training.places.step._JITTER", 0.0)
+    step._noise_sizes = [0.0] * len(step._noise_sizes)
+    with torch.no_grad():
+        moving, *_ = step._write(drawn, none)
+        monkeypatch.setattr("deltamem.training.places.step._ALTERED", 0.0)
+        plain, *_ = step._write(drawn, none)
+    assert (moving[0] - plain[0]).abs().max() > 1e-3
+
+
+def test_values_of_others_are_written_with_own_keys_and_gates(passes: Passes) -> None:
+    layer: Any = passes.memory.adapter[0]
+    x, y = torch.randn(2, 5, layer.hidden_size), torch.randn(2, 5, layer.hidden_size)
+    with torch.no_grad():
+        mixed = told_of(layer.config, layer.with_values(layer.told_products(x), y))
+        own, others = layer.told(x), layer.told(y)
+    assert torch.equal(mixed.k, own.k) and torch.equal(mixed.gates.write, own.gates.write)
+    torch.testing.assert_close(mixed.v, others.v)
+
+
+def gradients(
+    passes: Passes, bank: Bank, team: Team, **recipe: Any
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    passes.memory.adapter.requires_grad_(True)
+    passes.memory.adapter.zero_grad()
+    options = {"cached_questions": 12, "cached_facts": 4, "silence_weight": 0.5} | recipe
+    parts = PlacesStep(passes, Recipe(**options), bank, team, Saying(passes.memory, bank)).backward(random.Random(3))
+    return parts, {n: p.grad.clone() for n, p in passes.memory.adapter.named_parameters() if p.grad is not None}
+
+
+def test_the_shares_of_two_processes_add_up(passes: Passes, bank: Bank) -> None:
+    whole, grads = gradients(passes, bank, Team(cpu=True), say_weight=0.5)
+    assert {"value", "start", "rest", "ordinary", "say", "gates", "overlap", "loss", "accuracy"} <= whole.keys()
+    halves = [gradients(passes, bank, Half(rank), say_weight=0.5) for rank in (0, 1)]
+    for name, grad in grads.items():
+        torch.testing.assert_close(sum(h[1][name] for h in halves), grad, atol=1e-5, rtol=1e-3)
+    assert sum(h[0]["value"] for h in halves) == pytest.approx(whole["value"], rel=1e-4)
+
+
+def test_saying_is_learnt_in_steps_on_places_by_its_weight(passes: Passes, bank: Bank) -> None:
+    without, plain = gradients(passes, bank, Team(cpu=True))
+    weighed, grads = gradients(passes, bank, Team(cpu=True), say_weight=2.0)
+    assert "say" not in without and weighed["loss"] == pytest.approx(without["loss"] + 2 * weighed["say"], rel=1e-4)
+    changed = {n.rpartition(".")[2] for n, grad in grads.items() if not torch.allclose(grad, plain[n], atol=1e-6)}
+    assert changed == {"memory_v_proj", "delta_o_proj"}
+
+
+def test_every_part_of_the_adapter_learns(passes: Passes, bank: Bank) -> None:
+    _, grads = gradients(passes, bank, Team(cpu=True))
+    parts = {name.partition(".")[2] for name, grad in grads.items() if grad.abs().max() > 0}
+    assert parts >= {"memory_q_proj", "memory_k_proj", "memory_v_proj", "beta_proj", "delta_o_proj", "base_state",
+                     "read_gate_proj"}  # fmt: skip
+
+
+def test_steps_on_places_learn(tmp_path: Path) -> None:
+    people = few_people()
+    people.families, people.singles = [], people.relations
+    memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
+    recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
+                    reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2, key_steps=5, say_steps=5,
+                    say_weight=0.5, vocabulary=1)  # fmt: skip
+    passes = Passes(memory, ChatFormat.of(make_tokenizer()))
+    said: list[str] = []
+    trainer = Trainer(
+        passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
+    )
+    losses = [r.parts["value"] for r in trainer.run()]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    assert list(dict.fromkeys(said))[-3:] == [
+        "telling every word there is", "telling keys apart", "learning to say what is read"
+    ]  # fmt: skip
+    assert "reading what is told and asked" in said
+
+
+def test_places_are_laid_out_by_row_and_back() -> None:
+    rows = torch.tensor([2, 0, 2, 4, 0, 2])
+    by_row = ByRow(rows, 6)
+    x = torch.arange(12.0).view(6, 2)
+    laid = by_row.padded(x)
+    assert laid.shape == (6, 3, 2) and torch.equal(by_row.flat(laid), x)
+    for row in range(6):
+        assert torch.equal(laid[row, : int((rows == row).sum())], x[rows == row])
+    assert not laid[1].any() and not laid[4, 1:].any()
