@@ -44,9 +44,8 @@ def train_adapter(
     stock: Annotated[int | None, typer.Option(min=0, help="Episodes besides, told and not asked (places).")] = None,
     key_steps: Annotated[int | None, typer.Option(min=0, help="Steps of keys alone before those (places).")] = None,
     say_steps: Annotated[int | None, typer.Option(min=0, help="Steps of values alone before those (places).")] = None,
-    say_weight: Annotated[float | None, typer.Option(help="Of going on with them in those (places).")] = None,
     vocabulary: Annotated[
-        int | None, typer.Option(min=0, help="Times every word piece is told for both (places).")
+        int | None, typer.Option(min=0, help="Times every word piece is told for --say-steps (places).")
     ] = None,
     cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,
@@ -142,7 +141,6 @@ def train_adapter(
         "stock": stock,
         "key_steps": key_steps,
         "say_steps": say_steps,
-        "say_weight": say_weight,
         "vocabulary": vocabulary,
         "cached_facts": cached_facts,
         "batch": batch,

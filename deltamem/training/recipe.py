@@ -41,9 +41,7 @@ class Recipe:
         stock: episodes besides those that are told and not asked about, where corrections go to the last layer. One of
             them takes 2 MB.
         key_steps: steps in which keys and queries alone learn to find each other, before the first of those on places.
-        say_steps: steps in which values and corrections alone learn to say what is read, after those.
-        say_weight: weight of going on with that in steps on places. Their values are few, and what was learnt of others
-            goes.
+        say_steps: steps in which values, corrections and the base state alone learn to say what is read, after those.
         vocabulary: how often each of the tokenizer's word pieces is told for that.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.
@@ -92,7 +90,6 @@ class Recipe:
     stock: int = 0
     key_steps: int = 0
     say_steps: int = 0
-    say_weight: float = 0.0
     vocabulary: int = 2
     cached_questions: int = 64
     cached_facts: int = 8

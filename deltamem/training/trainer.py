@@ -27,9 +27,7 @@ from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.alone import fit_alone
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.builder import build_bank as build_places
-from deltamem.training.places.saying import Saying
 from deltamem.training.places.step import PlacesStep
-from deltamem.training.places.vocabulary import Told, tell_vocabulary
 from deltamem.training.recipe import Recipe
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
@@ -182,20 +180,13 @@ class Trainer:
             places = build_places(
                 self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing, stock=recipe.stock
             )
-            said = recipe.say_weight or (recipe.say_steps and not self.step)
-            told = self._vocabulary() if said and recipe.vocabulary else None
-            saying = Saying(self.passes.memory, places, told)
             if self._fit is not None and not self.step:
                 self._fit(self.passes.memory, places, recipe.seed, self._preparing)
             if not self.step:
-                fit_alone(self.passes.memory, places, saying, recipe, self._preparing)
-            return PlacesStep(self.passes, recipe, places, self.team, saying)
+                fit_alone(self.passes, self.people, places, recipe, self._preparing)
+            return PlacesStep(self.passes, recipe, places, self.team)
         bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
         return CachedStep(self.passes, recipe, bank, ordinary, self.team)
-
-    def _vocabulary(self) -> Told:
-        recipe = self.recipe
-        return tell_vocabulary(self.passes, self.people, recipe.vocabulary, recipe.seed, self._preparing)
 
     def _one_step(self, step: TrainingStep, cached: CachedStep | PlacesStep | None) -> StepReport:
         recipe = self.recipe

@@ -55,6 +55,7 @@ _LIKELY = 8
 _SAYS_NOTHING = {"a", "an", "the", "my", "i", "love"}
 """Words before a value that do not say what it is about."""
 
+
 def build_bank(
     passes: Passes,
     people: SyntheticPeople,

@@ -3,8 +3,9 @@
 A step on places learns from the few dozen facts of a history what a query is to leave out. Here every place is held
 against hundreds of told tokens, those that differ in a noun among them, in a tenth of the time. What is wanted is what
 the memory makes of cosines: of every query with its own key, high on the mean over layers; with others none, on that
-mean and in each layer, as everything that is read of them is noise; of keys with each other none, as writing one takes
-what overlaps of the others with it.
+mean and in each layer, as everything that is read of them is noise, and none that all of them have in common, as that
+adds up; of keys with each other none, as writing one takes what overlaps of the others with it. Places where something
+else is to be said are to find nothing: right after a value its own would be said again.
 """
 
 from __future__ import annotations
@@ -37,6 +38,14 @@ _TOLD_APART, _OTHERS, _OTHERS_BY_LAYER, _OVERLAP, _OWN = 0.6, 120.0, 60.0, 15.0,
 between keys, and of the squares of what the mean cosine with the own key lacks."""
 _ENOUGH = 0.6
 """Mean cosine wanted with the own key. Asking for more on the whole left those that had little where they were."""
+_IN_COMMON = 300.0
+"""Weight of the squares of what a place's cosines with all others have in common, by layer."""
+_SAID_OTHERWISE, _OPENINGS = 160, 64
+"""Places outside of values, and openings of replies, in a step."""
+_OPENINGS_WEIGHT = 0.3
+"""Of the latter beside the former."""
+_SAID_AGAIN = 40.0
+"""Weight of the squares of the mean cosine there with a key of the same topic."""
 _FOUND_FALSELY = 0.3
 """Weight of a place and somebody else's key beside one and its own."""
 _NOISE = 0.2
@@ -53,12 +62,14 @@ class Found:
         own: mean cosine of a query with its own key, over layers.
         others: mean of those with others.
         by_layer: root of their mean square, layer by layer.
+        outside: that of places outside of values with a key of what the reply is about.
         nearest: share of places whose own key is the nearest of all of the same sort; of those that have others.
     """
 
     own: float
     others: float
     by_layer: float
+    outside: float
     nearest: float
 
 
@@ -83,17 +94,27 @@ def fit_keys(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report:
             group["lr"] = _RATE * min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
         chosen = names.some(rng)
 
-        def moved(mine: Tensor, theirs: Tensor, far: float) -> Tensor:
+        def moved(mine: Tensor, theirs: Tensor | None = None, far: float = 0.0) -> Tensor:
             """Hidden states (layers, n, hidden size) with noise, and some of what others of their names differ in."""
-            far_each = far * (2 * torch.rand(mine.shape[1], 1, generator=generator) - 1)
             noise = (torch.rand(mine.shape[1:], generator=generator) - 0.5) * math.sqrt(12)
-            return mine + far_each * (theirs - mine) + _NOISE * spread * noise
+            found = mine + _NOISE * spread * noise
+            if theirs is None:
+                return found
+            return found + far * (2 * torch.rand(mine.shape[1], 1, generator=generator) - 1) * (theirs - mine)
 
         told, told_too = (telling(bank, _one_each(rng, names.told, chosen)) for _ in range(2))
         asked, asked_too = (bank.places[:, _one_each(rng, names.asked, chosen)].float() for _ in range(2))
         keys = weights.unit(weights.key, moved(told, told_too, _ALTERED))
         queries = weights.unit(weights.query, moved(asked, asked_too, _ALTERED / 2))
         loss = _loss(queries, keys)
+        near, places = names.outside(rng, chosen)
+        if places:
+            outside = moved(bank.places[:, places].float())
+            loss = loss + _nothing(weights.unit(weights.query, outside), keys, torch.tensor(near))
+        if bank.openings.shape[1]:
+            some = torch.randint(bank.openings.shape[1], (_OPENINGS,), generator=generator)
+            openings = weights.unit(weights.query, moved(bank.openings[:, some].float()))
+            loss = loss + _OPENINGS_WEIGHT * _nothing(openings, keys)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, _CLIP)
@@ -121,8 +142,23 @@ def _loss(queries: Tensor, keys: Tensor) -> Tensor:
         + _OTHERS * mean[others].square().mean()
         + _OTHERS_BY_LAYER * match[:, others].square().mean()
         + _OVERLAP * overlap
+        + _common(queries, keys)
         + _OWN * (_ENOUGH - mean.diagonal()).square().mean()
     )
+
+
+def _nothing(queries: Tensor, keys: Tensor, near: Tensor | None = None) -> Tensor:
+    """Of queries (L, M, H, r) that are to find none of the keys (L, N, H, r), least of all those `near` (M,)."""
+    match = torch.einsum("lqhr,lkhr->lqk", queries, keys) / keys.shape[2]
+    mean = match.mean(0)
+    loss = _OTHERS * mean.square().mean() + _OTHERS_BY_LAYER / 2 * match.square().mean() + _common(queries, keys)
+    if near is None:
+        return loss
+    return loss + _SAID_AGAIN * mean[torch.arange(len(near)), near].square().mean()
+
+
+def _common(queries: Tensor, keys: Tensor) -> Tensor:
+    return _IN_COMMON * (torch.einsum("lqhr,lhr->lq", queries, keys.mean(1)) / keys.shape[2]).square().mean()
 
 
 class _Names:
@@ -136,6 +172,11 @@ class _Names:
         self.first = [n for n in both if named.names[n][1] is None]
         self.later = [n for n in both if named.names[n][1] is not None]
         self.sort_of = {n: sort_of(named.names[n][0].relation) for n in self.first}
+        values = bank.values.tolist()
+        self._topics = {n: named.names[n][0] for n in both}
+        self._outside = grouped(
+            (fact.topic, place) for fact in bank.facts if not fact.noted for place in fact.asked if not values[place]
+        )
         self.sorts = grouped((sort, n) for n, sort in self.sort_of.items())
 
     def some(self, rng: random.Random) -> list[int]:
@@ -149,6 +190,12 @@ class _Names:
                 near = self.sorts[self.sort_of[one]]
                 chosen |= dict.fromkeys(rng.sample(near, min(len(near), _TOGETHER)))
         return [*chosen, *rng.sample(self.later, min(len(self.later), max(0, _COMPARED - len(chosen))))]
+
+    def outside(self, rng: random.Random, chosen: list[int]) -> tuple[list[int], list[int]]:
+        """Places outside of values in replies about some of the chosen: which of them each is about, and where."""
+        there = [i for i, n in enumerate(chosen) if self._topics[n] in self._outside]
+        near = rng.sample(there, min(len(there), _SAID_OTHERWISE))
+        return near, [rng.choice(self._outside[self._topics[chosen[i]]]) for i in near]
 
 
 def _one_each(rng: random.Random, where: dict[int, list[int]], names: list[int]) -> Tensor:
@@ -164,6 +211,9 @@ def how_found(memory: DeltaMemory, bank: Bank, seed: int = 0) -> Found:
     keys = weights.unit(weights.key, telling(bank, told).to(weights.key))
     queries = weights.unit(weights.query, bank.places[:, asked].to(weights.query))
     match = torch.einsum("lqhr,lkhr->lqk", queries, keys) / keys.shape[2]
+    near_to, places = names.outside(rng, names.first)
+    again = weights.unit(weights.query, bank.places[:, places].to(weights.query))
+    outside = torch.einsum("lqhr,lqhr->q", again, keys[:, near_to]) / (len(keys) * keys.shape[2])
     others, mean = ~torch.eye(match.shape[1], dtype=torch.bool, device=match.device), match.mean(0)
     sorts = [names.sort_of[n] for n in names.first]
     near = torch.tensor([[a == b for b in sorts] for a in sorts], device=match.device) & others
@@ -172,5 +222,6 @@ def how_found(memory: DeltaMemory, bank: Bank, seed: int = 0) -> Found:
         float(mean.diagonal().mean()),
         float(mean[others].mean()),
         float(match[:, others].square().mean().sqrt()),
+        float(outside.mean()),
         float(nearest[near.any(-1)].float().mean()),
     )

@@ -1,60 +1,99 @@
-"""W_v and D_o trained on their own: what is read of a told token is to say it, whatever is read along with it.
+"""Values, corrections and the base state trained on their own: what is to be said with what a place reads.
 
 What a query reads is its own value by the cosine with its key, and others' by theirs. What those cosines are is known
 when keys are fitted, so they are drawn: no history has to be written, and anything that was told can be asked for,
-every word piece of the tokenizer among it. A step takes a sixth of one on places.
+every word piece of the tokenizer among it. Where nothing is found that was told, it is to be said that it is not known;
+outside of values a reply goes on as it would. A step takes a quarter of one on places, and what is learnt holds for
+values that were in no bank, which steps on places take away again.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.memory import DeltaMemory
-from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.bank import Bank, Fact, Report
 from deltamem.training.places.tail import Tail
 from deltamem.training.places.vocabulary import Told
 from deltamem.training.warm_start import delta_layers
 
+T = TypeVar("T")
+
 _RATE, _WARMUP = 2e-3, 20
-_SAID = 256
-"""Tokens said in a step; each is read with some of the others."""
-_FROM_THE_BANK = 0.6
-"""Share of them that stands in the bank's own histories."""
+_FROM_BANK, _FROM_VOCABULARY = 100, 60
+"""Told tokens that are asked for in a step, of the bank and of the vocabulary."""
+_UNTOLD, _REST, _UNKNOWN, _OPENINGS, _IDLE = 96, 96, 32, 64, 48
+"""Places in a step: that ask for what was not told, outside of values, in replies to what no episode told, where
+replies begin, and in ordinary talk."""
+_AFTER = 0.6
+"""Share of those outside of values that come right after one."""
+_WEIGHTS = {"told": 1.0, "untold": 1.0, "rest": 1.0, "unknown": 1.0, "openings": 2.5, "idle": 4.0}
 _AMONG = 8000
 """Tokens each is told apart from in a step, at most, besides those said in it."""
-_OPEN = 0.5
-"""What write gates and read gates leave of a cosine, both together."""
-_LEAST = 0.1
-_ALONG = 18
-"""Tokens read along: about so many are those of eight facts."""
+_ALONG = (2, 4, 8, 16, 32)
+"""Tokens read along with one, each as often: those of one fact to those of sixteen."""
+_WRITTEN = 0.77
+"""What write gates leave of a value."""
+_LEAST = 0.08
+_NEAR = 0.6
+"""Share of what was not told where something like it was."""
 _OWN_BY_LAYER = 0.7
 """How far a layer's own cosine is from the mean of all, beside how far others' are from none."""
 _NOISE = 0.2
 """On hidden states, relative to their spread."""
 
 
-@dataclass(frozen=True)
-class Reading:
+class Cosine(NamedTuple):
+    """Mean and standard deviation of what a query's cosine with a key is, on the mean over layers."""
+
+    mean: float
+    spread: float
+
+
+class Reading(NamedTuple):
     """Cosines, as `places/keys.py` leaves them on held-out people.
 
     Attributes:
-        own: mean over tokens of a query's cosine with its own key.
-        spread: their standard deviation.
-        by_layer: that of a layer's cosines with others' keys.
+        own: with what is asked for.
+        near: with something like what is asked for and was not told.
+        again: right after a value, with its key.
+        by_layer: standard deviation of a layer's cosines with all others.
     """
 
-    own: float = 0.39
-    spread: float = 0.14
-    by_layer: float = 0.15
+    own: Cosine = Cosine(0.35, 0.12)
+    near: Cosine = Cosine(0.13, 0.09)
+    again: Cosine = Cosine(0.17, 0.12)
+    by_layer: float = 0.12
+
+
+class _Places(NamedTuple):
+    """Places in the order of their kinds, and what is read there.
+
+    Attributes:
+        hidden: (layers, R, hidden size).
+        residuals: (R, hidden size).
+        targets: (R - idle,).
+        kinds: how many of each kind, in the order of `_WEIGHTS`.
+        told: (layers, T, hidden size), what can be read.
+        cosines: (layers, R, T).
+    """
+
+    hidden: Tensor
+    residuals: Tensor
+    targets: Tensor
+    kinds: list[int]
+    told: Tensor
+    cosines: Tensor
 
 
 class Saying:
-    """Told tokens that are to be said.
+    """Places, and told tokens that are or aren't read there.
 
     Args:
         memory: whose adapter is trained; its corrections go to the last layer.
@@ -67,71 +106,176 @@ class Saying:
         self, memory: DeltaMemory, bank: Bank, told: Told | None = None, reading: Reading | None = None
     ) -> None:
         self._memory, self._bank, self._told, self._reading = memory, bank, told, reading or Reading()
-        self._tail, self._places = Tail(memory), bank.values.nonzero()[:, 0]
-        self._spread = bank.told[:, :_SAID].float().std(dim=(1, 2))[:, None, None]
+        self._tail = Tail(memory)
+        self._spread_told = bank.told[:, :256].float().std(dim=(1, 2))[:, None, None]
+        self._spread_asked = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._known = bank.candidates if told is None else torch.unique(torch.cat([bank.candidates, told.ids]))
+        values = bank.values.tolist()
 
-    def loss(self, generator: torch.Generator) -> Tensor:
-        """Cross-entropy of some told tokens among some others; `generator` decides which."""
-        bank, more = self._bank, self._told
-        from_bank = _SAID if more is None else round(_FROM_THE_BANK * _SAID)
-        some = torch.randint(bank.told.shape[1], (from_bank,), generator=generator)
-        hidden, ids = bank.told[:, some], bank.told_ids[some]
-        if more is not None:
-            rest = torch.randint(len(more.ids), (_SAID - from_bank,), generator=generator)
-            hidden, ids = torch.cat([hidden, more.hidden[:, rest]], dim=1), torch.cat([ids, more.ids[rest]])
-        noise = (torch.rand(hidden.shape[1:], generator=generator) - 0.5) * math.sqrt(12)
+        def follows(place: int, fact: Fact) -> bool:
+            return place > 0 and values[place - 1] and place - 1 in fact.asked
+
+        every = [(place, fact) for fact in bank.facts for place in fact.asked]
+        self._asked = [place for place, _ in every if values[place]]
+        self._first = [p for p, fact in every if values[p] and not fact.noted and not follows(p, fact)]
+        rest = [(p, fact.told) for p, fact in every if not values[p]]
+        self._after = [(p, fact.told) for p, fact in every if not values[p] and follows(p, fact)] or rest
+        self._rest = rest or self._after
+        self._unknown = [place for fact in bank.unknown for place in fact.asked]
+
+    def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Means over the places of each kind: of the cross-entropy, and in ordinary talk of the KL to the frozen
+        backbone; `generator` decides which.
+        """
+        places = self._draw(generator)
+        idle = places.kinds[-1]
+        found = self._found(places)
         others = self._known[torch.randint(len(self._known), (_AMONG,), generator=generator)]
-        among = torch.unique(torch.cat([ids, others]))
-        logits = self._read(hidden.float() + _NOISE * self._spread * noise, among, generator)
-        return F.cross_entropy(logits, torch.searchsorted(among, ids).to(logits.device))
+        among = torch.unique(torch.cat([places.targets, others]))
+        logits = self._tail(found, among.to(found.device))
+        count = len(logits) - idle
+        each = F.cross_entropy(
+            logits[:count], torch.searchsorted(among, places.targets).to(logits.device), reduction="none"
+        )
+        parts = dict(zip(_WEIGHTS, each.split(places.kinds[:-1]), strict=False))
+        losses = {name: part.mean() for name, part in parts.items() if len(part)}
+        if idle:
+            with torch.no_grad():
+                frozen = self._tail(places.residuals[count:].to(found.device), among.to(found.device)).float()
+            bent = logits[count:].log_softmax(-1)
+            losses["idle"] = F.kl_div(bent, frozen.log_softmax(-1), reduction="batchmean", log_target=True)
+        return losses
 
     @torch.no_grad()
     def right(self, generator: torch.Generator) -> float:
         """Share of the bank's told tokens that are said right among its candidates."""
-        bank, right = self._bank, 0
-        for some in torch.randperm(bank.told.shape[1], generator=generator).split(_SAID):
-            logits = self._read(bank.told[:, some].float(), bank.candidates, generator)
+        bank, right, size = self._bank, 0, _FROM_BANK
+        for some in torch.randperm(bank.told.shape[1], generator=generator).split(size):
+            where = _some(self._asked, len(some), generator)
+            own = torch.diag(self._cosine(self._reading.own, len(some), generator).clamp_min(_LEAST))
+            read = _Places(
+                bank.places[:, where].float(),
+                bank.residuals[where].float(),
+                bank.told_ids[some],
+                [len(some)],
+                bank.told[:, some].float(),
+                self._cosines(own, generator),
+            )
+            logits = self._tail(self._found(read), bank.candidates.to(self._device))
             right += int((bank.candidates[logits.argmax(-1).cpu()] == bank.told_ids[some]).sum())
         return right / bank.told.shape[1]
 
-    def _read(self, hidden: Tensor, among: Tensor, generator: torch.Generator) -> Tensor:
-        """Logits of the tokens `among` (n, tokens) where each of some told ones (layers, n, hidden size) is read, at
-        any place of a value.
-        """
-        layers, count, reading = delta_layers(self._memory), hidden.shape[1], self._reading
-        device = layers[0].memory_v_proj.device
-        along = torch.rand(count, count, generator=generator) < _ALONG / count
-        cosines = reading.by_layer * torch.randn(len(layers), count, count, generator=generator) * along
-        own = (reading.own + reading.spread * torch.randn(count, generator=generator)).clamp_min(_LEAST)
-        own = own + _OWN_BY_LAYER * reading.by_layer * torch.randn(len(layers), count, generator=generator)
-        cosines.diagonal(dim1=1, dim2=2).copy_(own)
-        where = self._places[torch.randint(len(self._places), (count,), generator=generator)]
-        found = self._bank.residuals[where].to(device).float()
-        for layer, x, weight in zip(layers, hidden.to(device), (_OPEN * cosines).to(device), strict=True):
-            found = found + layer.correction("o", weight @ F.linear(x, layer.memory_v_proj))
-        return self._tail(found, among.to(device))
+    @property
+    def _device(self) -> torch.device:
+        return delta_layers(self._memory)[0].memory_v_proj.device
+
+    def _draw(self, generator: torch.Generator) -> _Places:
+        bank, reading = self._bank, self._reading
+        some = torch.randint(bank.told.shape[1], (_FROM_BANK,), generator=generator)
+        told, ids = [bank.told[:, some]], [bank.told_ids[some]]
+        if self._told is not None:
+            some = torch.randint(len(self._told.ids), (_FROM_VOCABULARY,), generator=generator)
+            told, ids = [*told, self._told.hidden[:, some]], [*ids, self._told.ids[some]]
+        targets = torch.cat(ids)
+        asked = _some(self._asked, len(targets), generator)
+        untold = _some(self._first, _UNTOLD, generator)
+        after = round(_AFTER * _REST)
+        rest = [*_some(self._after, after, generator), *_some(self._rest, _REST - after, generator)]
+        unknown = _some(self._unknown, _UNKNOWN, generator)
+        # Right after a value, its own is what is read again.
+        again = [tokens[int(torch.randint(len(tokens), (), generator=generator))] for _, tokens in rest]
+        places = torch.tensor([*asked, *untold, *(place for place, _ in rest), *unknown], dtype=torch.long)
+        openings = _any(bank.openings.shape[1], _OPENINGS, generator)
+        idle = _any(bank.idle.shape[1], _IDLE, generator)
+        hidden = torch.cat([bank.places[:, places], bank.openings[:, openings], bank.idle[:, idle]], dim=1)
+        can_be_read = torch.cat([*told, bank.told[:, again]], dim=1)
+        own = torch.zeros(hidden.shape[1], can_be_read.shape[1])
+        count, begin = len(targets), len(targets) + len(untold)
+        row = torch.arange(count)
+        own[row, row] = self._cosine(reading.own, count, generator).clamp_min(_LEAST)
+        near = self._cosine(reading.near, len(untold), generator)
+        near = near * (torch.rand(len(untold), generator=generator) < _NEAR)
+        own[count + torch.arange(len(untold)), torch.randint(count, (len(untold),), generator=generator)] = near
+        row = torch.arange(len(rest))
+        own[begin + row, count + row] = self._cosine(reading.again, len(rest), generator)
+        return _Places(
+            _noisy(hidden, self._spread_asked, generator),
+            torch.cat([bank.residuals[places], bank.opening_residuals[openings], bank.idle_residuals[idle]]).float(),
+            torch.cat(
+                [
+                    targets,
+                    torch.full((len(untold),), bank.unsaid),
+                    bank.targets[places[begin:]],
+                    bank.opening_targets[openings],
+                ]
+            ),
+            [count, len(untold), len(rest), len(unknown), len(openings), len(idle)],
+            _noisy(can_be_read, self._spread_told, generator),
+            self._cosines(own, generator),
+        )
+
+    def _cosine(self, cosine: Cosine, count: int, generator: torch.Generator) -> Tensor:
+        return cosine.mean + cosine.spread * torch.randn(count, generator=generator)
+
+    def _cosines(self, own: Tensor, generator: torch.Generator) -> Tensor:
+        """(layers, R, T): those of `own` (R, T) that are not 0, by layer, and a few of others."""
+        spread, layers = self._reading.by_layer, len(delta_layers(self._memory))
+        along = torch.tensor(_ALONG)[torch.randint(len(_ALONG), (len(own), 1), generator=generator)]
+        others = spread * (torch.rand(own.shape, generator=generator) < along / own.shape[1])
+        noise = torch.randn(layers, *own.shape, generator=generator)
+        return own + noise * torch.where(own != 0, _OWN_BY_LAYER * spread, others)
+
+    def _found(self, places: _Places) -> Tensor:
+        """Residuals (R, hidden size) with what is read at the places."""
+        found, device = places.residuals.to(self._device), self._device
+        every = (places.hidden.to(device), places.told.to(device), places.cosines.to(device))
+        for layer, x, told, cosines in zip(delta_layers(self._memory), *every, strict=True):
+            with torch.no_grad():
+                # A query is as long as its read gate stands open.
+                q = layer.queries(x[:, None])[:, 0]
+                opened = q.norm(dim=-1).mean(-1, keepdim=True)
+            read = _WRITTEN * opened * (cosines @ F.linear(told, layer.memory_v_proj))
+            if self._memory.config.base_state:
+                read = read + torch.einsum("hij,rhj->rhi", layer.base_state, q).flatten(1)
+            found = found + layer.correction("o", read)
+        return found
+
+
+def _noisy(hidden: Tensor, spread: Tensor, generator: torch.Generator) -> Tensor:
+    noise = (torch.rand(hidden.shape[1:], generator=generator) - 0.5) * math.sqrt(12)
+    return hidden.float() + _NOISE * spread * noise
+
+
+def _any(there: int, count: int, generator: torch.Generator) -> Tensor:
+    """Some of so many, none where there are none."""
+    return torch.randint(max(1, there), (count if there else 0,), generator=generator)
+
+
+def _some(there: Sequence[T], count: int, generator: torch.Generator) -> list[T]:
+    return [there[i] for i in _any(len(there), count, generator).tolist()]
 
 
 def fit_saying(memory: DeltaMemory, saying: Saying, steps: int, seed: int = 0, report: Report | None = None) -> None:
-    """Train W_v and D_o.
+    """Train W_v, D_o and the base state.
 
     Args:
         memory: whose adapter is changed.
         saying: of that memory.
-        steps: of Adam; 1,000 of rank 64 in 26 layers take four minutes of a core.
+        steps: of Adam; 900 of rank 64 in 26 layers take six minutes of two cores.
         seed: of everything random.
         report: called with what is being done and the share done.
     """
     weights = [w for layer in delta_layers(memory) for w in (layer.memory_v_proj, layer.delta_o_proj)]
+    if memory.config.base_state:
+        weights += [layer.base_state for layer in delta_layers(memory)]
     optimizer = torch.optim.Adam(weights, lr=_RATE, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = _RATE * min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        loss = saying.loss(generator)
+        loss = sum(_WEIGHTS[name] * part for name, part in saying.losses(generator).items())
         optimizer.zero_grad()
-        loss.backward()
+        torch.as_tensor(loss).backward()
         optimizer.step()
         if report is not None and step % 20 == 0:
             report("learning to say what is read", step / steps)

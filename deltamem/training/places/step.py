@@ -19,7 +19,6 @@ from deltamem.training.objective import SILENT, towards
 from deltamem.training.places.bank import Bank
 from deltamem.training.places.by_row import ByRow
 from deltamem.training.places.draw import Drawing, Drawn
-from deltamem.training.places.saying import Saying
 from deltamem.training.places.tail import Tail
 from deltamem.training.recipe import Recipe
 from deltamem.training.team import Team
@@ -66,12 +65,10 @@ class PlacesStep:
         recipe: weights of the losses, and sizes.
         bank: what is drawn from.
         team: the processes that train together.
-        saying: what is to be said besides, by the recipe's weight.
     """
 
-    def __init__(self, passes: Passes, recipe: Recipe, bank: Bank, team: Team, saying: Saying | None = None) -> None:
+    def __init__(self, passes: Passes, recipe: Recipe, bank: Bank, team: Team) -> None:
         self._passes, self._recipe, self._bank, self._team = passes, recipe, bank, team
-        self._saying = saying if recipe.say_weight else None
         self._drawing = Drawing(bank)
         self._generator = torch.Generator()
         spread = bank.told[:, :_LOOKED_AT].float().std(dim=(1, 2))
@@ -114,10 +111,6 @@ class PlacesStep:
         idle, quiet = self._idle(rng, state, others)
         sums["ordinary"] = float(idle.detach())
         alone = recipe.ordinary_weight * idle + recipe.silence_weight * quiet
-        if self._saying is not None:
-            say = self._saying.loss(self._generator)
-            sums["say"] = float(say.detach())
-            alone = alone + recipe.say_weight * say
         loss = loss + (alone + recipe.addressing_weight * (gates + recipe.spread * overlap)) / team.size
         loss.backward()
         team.sum_gradients(list(self._passes.memory.parameters()))
@@ -258,9 +251,5 @@ class PlacesStep:
         right = found.pop("right")
         loss = found["value"] + recipe.start_weight * found["start"] + recipe.rest_weight * found["rest"]
         loss += recipe.ordinary_weight * sums["ordinary"] + recipe.addressing_weight * (gates + recipe.spread * overlap)
-        ordinary = {"ordinary": sums["ordinary"], "gates": gates, "overlap": overlap}
-        if "say" in sums:
-            loss += recipe.say_weight * sums["say"]
-            ordinary["say"] = sums["say"]
-        ordinary["loss"] = loss
+        ordinary = {"ordinary": sums["ordinary"], "gates": gates, "overlap": overlap, "loss": loss}
         return found | ordinary | {"accuracy": right / values if values else 0.0}
