@@ -90,7 +90,7 @@ def test_keys_trained_on_their_own_are_found_from_more_places(
     fit_keys(passes.memory, bank, 60, report=lambda what, _share: said.append(what))
     after = how_found(passes.memory, bank)
     assert after.own > before.own + 0.1 and after.by_layer < before.by_layer
-    assert after.outside < after.own / 2
+    assert after.after < after.own / 2
     assert abs(after.others) < 0.2 and after.nearest > before.nearest
     assert set(said) == {"telling keys apart"}
 

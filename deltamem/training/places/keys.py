@@ -4,8 +4,8 @@ A step on places learns from the few dozen facts of a history what a query is to
 against hundreds of told tokens, those that differ in a noun among them, in a tenth of the time. What is wanted is what
 the memory makes of cosines: of every query with its own key, high on the mean over layers; with others none, on that
 mean and in each layer, as everything that is read of them is noise, and none that all of them have in common, as that
-adds up; of keys with each other none, as writing one takes what overlaps of the others with it. Places where something
-else is to be said are to find nothing: right after a value its own would be said again.
+adds up; of keys with each other none, as writing one takes what overlaps of the others with it. Places right after a
+value are to find nothing: it would be said again.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ _ENOUGH = 0.6
 """Mean cosine wanted with the own key. Asking for more on the whole left those that had little where they were."""
 _IN_COMMON = 300.0
 """Weight of the squares of what a place's cosines with all others have in common, by layer."""
-_SAID_OTHERWISE, _OPENINGS = 160, 64
-"""Places outside of values, and openings of replies, in a step."""
-_OPENINGS_WEIGHT = 0.3
-"""Of the latter beside the former."""
-_SAID_AGAIN = 40.0
+_AFTER, _AFTER_WEIGHT = 160, 1.5
+"""Places right after values in a step, and what they weigh. Others outside of values are left alone: what is to be said
+there hangs on what the reply is about, and queries that find nothing are soon all the same."""
+_SAID_AGAIN = 150.0
 """Weight of the squares of the mean cosine there with a key of the same topic."""
 _FOUND_FALSELY = 0.3
 """Weight of a place and somebody else's key beside one and its own."""
@@ -62,14 +61,14 @@ class Found:
         own: mean cosine of a query with its own key, over layers.
         others: mean of those with others.
         by_layer: root of their mean square, layer by layer.
-        outside: that of places outside of values with a key of what the reply is about.
+        after: that of places right after a value with a key of what the reply is about.
         nearest: share of places whose own key is the nearest of all of the same sort; of those that have others.
     """
 
     own: float
     others: float
     by_layer: float
-    outside: float
+    after: float
     nearest: float
 
 
@@ -107,14 +106,10 @@ def fit_keys(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report:
         keys = weights.unit(weights.key, moved(told, told_too, _ALTERED))
         queries = weights.unit(weights.query, moved(asked, asked_too, _ALTERED / 2))
         loss = _loss(queries, keys)
-        near, places = names.outside(rng, chosen)
+        near, places = names.after(rng, chosen)
         if places:
-            outside = moved(bank.places[:, places].float())
-            loss = loss + _nothing(weights.unit(weights.query, outside), keys, torch.tensor(near))
-        if bank.openings.shape[1]:
-            some = torch.randint(bank.openings.shape[1], (_OPENINGS,), generator=generator)
-            openings = weights.unit(weights.query, moved(bank.openings[:, some].float()))
-            loss = loss + _OPENINGS_WEIGHT * _nothing(openings, keys)
+            after = weights.unit(weights.query, moved(bank.places[:, places].float()))
+            loss = loss + _AFTER_WEIGHT * _nothing(after, keys, torch.tensor(near))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, _CLIP)
@@ -147,14 +142,13 @@ def _loss(queries: Tensor, keys: Tensor) -> Tensor:
     )
 
 
-def _nothing(queries: Tensor, keys: Tensor, near: Tensor | None = None) -> Tensor:
+def _nothing(queries: Tensor, keys: Tensor, near: Tensor) -> Tensor:
     """Of queries (L, M, H, r) that are to find none of the keys (L, N, H, r), least of all those `near` (M,)."""
     match = torch.einsum("lqhr,lkhr->lqk", queries, keys) / keys.shape[2]
     mean = match.mean(0)
-    loss = _OTHERS * mean.square().mean() + _OTHERS_BY_LAYER / 2 * match.square().mean() + _common(queries, keys)
-    if near is None:
-        return loss
-    return loss + _SAID_AGAIN * mean[torch.arange(len(near)), near].square().mean()
+    others = _OTHERS / 2 * mean.square().mean() + _OTHERS_BY_LAYER / 2 * match.square().mean()
+    own = mean[torch.arange(len(near)), near]
+    return others + _common(queries, keys) + _SAID_AGAIN * own.square().mean()
 
 
 def _common(queries: Tensor, keys: Tensor) -> Tensor:
@@ -174,8 +168,12 @@ class _Names:
         self.sort_of = {n: sort_of(named.names[n][0].relation) for n in self.first}
         values = bank.values.tolist()
         self._topics = {n: named.names[n][0] for n in both}
-        self._outside = grouped(
-            (fact.topic, place) for fact in bank.facts if not fact.noted for place in fact.asked if not values[place]
+        self._after = grouped(
+            (fact.topic, place)
+            for fact in bank.facts
+            if not fact.noted
+            for place in fact.asked
+            if not values[place] and place - 1 in fact.asked and values[place - 1]
         )
         self.sorts = grouped((sort, n) for n, sort in self.sort_of.items())
 
@@ -191,11 +189,11 @@ class _Names:
                 chosen |= dict.fromkeys(rng.sample(near, min(len(near), _TOGETHER)))
         return [*chosen, *rng.sample(self.later, min(len(self.later), max(0, _COMPARED - len(chosen))))]
 
-    def outside(self, rng: random.Random, chosen: list[int]) -> tuple[list[int], list[int]]:
-        """Places outside of values in replies about some of the chosen: which of them each is about, and where."""
-        there = [i for i, n in enumerate(chosen) if self._topics[n] in self._outside]
-        near = rng.sample(there, min(len(there), _SAID_OTHERWISE))
-        return near, [rng.choice(self._outside[self._topics[chosen[i]]]) for i in near]
+    def after(self, rng: random.Random, chosen: list[int]) -> tuple[list[int], list[int]]:
+        """Places right after values in replies about some of the chosen: which of them each is about, and where."""
+        there = [i for i, n in enumerate(chosen) if self._topics[n] in self._after]
+        near = rng.sample(there, min(len(there), _AFTER))
+        return near, [rng.choice(self._after[self._topics[chosen[i]]]) for i in near]
 
 
 def _one_each(rng: random.Random, where: dict[int, list[int]], names: list[int]) -> Tensor:
@@ -211,9 +209,9 @@ def how_found(memory: DeltaMemory, bank: Bank, seed: int = 0) -> Found:
     keys = weights.unit(weights.key, telling(bank, told).to(weights.key))
     queries = weights.unit(weights.query, bank.places[:, asked].to(weights.query))
     match = torch.einsum("lqhr,lkhr->lqk", queries, keys) / keys.shape[2]
-    near_to, places = names.outside(rng, names.first)
+    said, places = names.after(rng, names.first)
     again = weights.unit(weights.query, bank.places[:, places].to(weights.query))
-    outside = torch.einsum("lqhr,lqhr->q", again, keys[:, near_to]) / (len(keys) * keys.shape[2])
+    after = torch.einsum("lqhr,lqhr->q", again, keys[:, said]) / (len(keys) * keys.shape[2])
     others, mean = ~torch.eye(match.shape[1], dtype=torch.bool, device=match.device), match.mean(0)
     sorts = [names.sort_of[n] for n in names.first]
     near = torch.tensor([[a == b for b in sorts] for a in sorts], device=match.device) & others
@@ -222,6 +220,6 @@ def how_found(memory: DeltaMemory, bank: Bank, seed: int = 0) -> Found:
         float(mean.diagonal().mean()),
         float(mean[others].mean()),
         float(match[:, others].square().mean().sqrt()),
-        float(outside.mean()),
+        float(after.mean()),
         float(nearest[near.any(-1)].float().mean()),
     )

@@ -28,12 +28,12 @@ T = TypeVar("T")
 _RATE, _WARMUP = 2e-3, 20
 _FROM_BANK, _FROM_VOCABULARY = 100, 60
 """Told tokens that are asked for in a step, of the bank and of the vocabulary."""
-_UNTOLD, _REST, _UNKNOWN, _OPENINGS, _IDLE = 96, 96, 32, 64, 48
+_UNTOLD, _REST, _UNKNOWN, _OPENINGS, _IDLE = 80, 128, 32, 128, 48
 """Places in a step: that ask for what was not told, outside of values, in replies to what no episode told, where
 replies begin, and in ordinary talk."""
 _AFTER = 0.6
 """Share of those outside of values that come right after one."""
-_WEIGHTS = {"told": 1.0, "untold": 1.0, "rest": 1.0, "unknown": 1.0, "openings": 2.5, "idle": 4.0}
+_WEIGHTS = {"told": 1.0, "untold": 0.7, "rest": 2.0, "unknown": 2.0, "openings": 4.0, "idle": 4.0}
 _AMONG = 8000
 """Tokens each is told apart from in a step, at most, besides those said in it."""
 _ALONG = (2, 4, 8, 16, 32)
@@ -66,9 +66,9 @@ class Reading(NamedTuple):
         by_layer: standard deviation of a layer's cosines with all others.
     """
 
-    own: Cosine = Cosine(0.35, 0.12)
+    own: Cosine = Cosine(0.36, 0.125)
     near: Cosine = Cosine(0.13, 0.09)
-    again: Cosine = Cosine(0.17, 0.12)
+    again: Cosine = Cosine(0.16, 0.11)
     by_layer: float = 0.12
 
 
