@@ -101,6 +101,10 @@ class Bank:
     unsaid: int
     stock: Sequence[Fact] = ()
 
+    def after_value(self, fact: Fact) -> list[int]:
+        """Places of replies about a fact that come right after a token of what had to be remembered."""
+        return [p for p in fact.asked if p - 1 in fact.asked and self.values[p - 1]]
+
 
 def joined(banks: Sequence[Bank]) -> Bank:
     """Several banks as one."""

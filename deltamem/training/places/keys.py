@@ -10,7 +10,6 @@ value are to find nothing: it would be said again.
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 
@@ -22,11 +21,12 @@ from deltamem.episodes.relation_data import sort_of
 from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
 from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.grouped import grouped
 from deltamem.training.places.start import pairs, telling
 from deltamem.training.warm_start import delta_layers
 
-_RATE, _WARMUP, _CLIP = 2e-3, 20, 1.0
+_CLIP = 1.0
 _COMPARED = 512
 """Names in a step, one told token and one place of each; half of them begin a value."""
 _TOGETHER = 12
@@ -47,8 +47,6 @@ _SAID_AGAIN = 150.0
 """Weight of the squares of the mean cosine there with a key of the same topic."""
 _FOUND_FALSELY = 0.3
 """Weight of a place and somebody else's key beside one and its own."""
-_NOISE = 0.2
-"""On hidden states, relative to their spread."""
 _ALTERED = 0.7
 """Most of what two of a name differ in that is put on one of them; half of that on places."""
 
@@ -85,37 +83,27 @@ def fit_keys(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report:
     names = _Names(bank)
     weights = stacked_weights(memory, fresh=True)
     trained = [weights.key, weights.query]
-    optimizer = torch.optim.Adam(trained, lr=_RATE, betas=(0.9, 0.98))
     rng, generator = random.Random(f"keys-{seed}"), torch.Generator().manual_seed(seed)
     spread = bank.told[:, :_COMPARED].float().std(dim=(1, 2))[:, None, None]
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE * min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    def moved(mine: Tensor, theirs: Tensor, far: float) -> Tensor:
+        """Hidden states (layers, n, hidden size) with noise, and some of what others of their names differ in."""
+        found = noisy(mine, spread, generator)
+        return found + far * (2 * torch.rand(mine.shape[1], 1, generator=generator) - 1) * (theirs - mine)
+
+    def loss() -> Tensor:
         chosen = names.some(rng)
-
-        def moved(mine: Tensor, theirs: Tensor | None = None, far: float = 0.0) -> Tensor:
-            """Hidden states (layers, n, hidden size) with noise, and some of what others of their names differ in."""
-            noise = (torch.rand(mine.shape[1:], generator=generator) - 0.5) * math.sqrt(12)
-            found = mine + _NOISE * spread * noise
-            if theirs is None:
-                return found
-            return found + far * (2 * torch.rand(mine.shape[1], 1, generator=generator) - 1) * (theirs - mine)
-
         told, told_too = (telling(bank, _one_each(rng, names.told, chosen)) for _ in range(2))
         asked, asked_too = (bank.places[:, _one_each(rng, names.asked, chosen)].float() for _ in range(2))
         keys = weights.unit(weights.key, moved(told, told_too, _ALTERED))
         queries = weights.unit(weights.query, moved(asked, asked_too, _ALTERED / 2))
-        loss = _loss(queries, keys)
         near, places = names.after(rng, chosen)
-        if places:
-            after = weights.unit(weights.query, moved(bank.places[:, places].float()))
-            loss = loss + _AFTER_WEIGHT * _nothing(after, keys, torch.tensor(near))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, _CLIP)
-        optimizer.step()
-        if report is not None and step % 20 == 0:
-            report("telling keys apart", step / steps)
+        if not places:
+            return _loss(queries, keys)
+        after = weights.unit(weights.query, noisy(bank.places[:, places], spread, generator))
+        return _loss(queries, keys) + _AFTER_WEIGHT * _nothing(after, keys, torch.tensor(near))
+
+    descend(trained, loss, steps, "telling keys apart", report, clip=_CLIP)
     with torch.no_grad():
         for layer, key, query in zip(delta_layers(memory), weights.key, weights.query, strict=True):
             layer.memory_k_proj.copy_(key)
@@ -166,14 +154,13 @@ class _Names:
         self.first = [n for n in both if named.names[n][1] is None]
         self.later = [n for n in both if named.names[n][1] is not None]
         self.sort_of = {n: sort_of(named.names[n][0].relation) for n in self.first}
-        values = bank.values.tolist()
         self._topics = {n: named.names[n][0] for n in both}
         self._after = grouped(
             (fact.topic, place)
             for fact in bank.facts
             if not fact.noted
-            for place in fact.asked
-            if not values[place] and place - 1 in fact.asked and values[place - 1]
+            for place in bank.after_value(fact)
+            if not bank.values[place]
         )
         self.sorts = grouped((sort, n) for n, sort in self.sort_of.items())
 

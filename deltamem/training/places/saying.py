@@ -9,7 +9,6 @@ values that were in no bank, which steps on places take away again.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
 
@@ -18,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.memory import DeltaMemory
-from deltamem.training.places.bank import Bank, Fact, Report
+from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.tail import Tail
 from deltamem.training.places.vocabulary import Told
 from deltamem.training.warm_start import delta_layers
 
 T = TypeVar("T")
 
-_RATE, _WARMUP = 2e-3, 20
 _FROM_BANK, _FROM_VOCABULARY = 100, 60
 """Told tokens that are asked for in a step, of the bank and of the vocabulary."""
 _UNTOLD, _REST, _UNKNOWN, _OPENINGS, _IDLE = 80, 128, 32, 128, 48
@@ -45,8 +44,6 @@ _NEAR = 0.6
 """Share of what was not told where something like it was."""
 _OWN_BY_LAYER = 0.7
 """How far a layer's own cosine is from the mean of all, beside how far others' are from none."""
-_NOISE = 0.2
-"""On hidden states, relative to their spread."""
 
 
 class Cosine(NamedTuple):
@@ -111,16 +108,12 @@ class Saying:
         self._spread_asked = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._known = bank.candidates if told is None else torch.unique(torch.cat([bank.candidates, told.ids]))
         values = bank.values.tolist()
-
-        def follows(place: int, fact: Fact) -> bool:
-            return place > 0 and values[place - 1] and place - 1 in fact.asked
-
         every = [(place, fact) for fact in bank.facts for place in fact.asked]
+        after = {place for fact in bank.facts for place in bank.after_value(fact)}
         self._asked = [place for place, _ in every if values[place]]
-        self._first = [p for p, fact in every if values[p] and not fact.noted and not follows(p, fact)]
-        rest = [(p, fact.told) for p, fact in every if not values[p]]
-        self._after = [(p, fact.told) for p, fact in every if not values[p] and follows(p, fact)] or rest
-        self._rest = rest or self._after
+        self._first = [p for p, fact in every if values[p] and not fact.noted and p not in after]
+        self._rest = [(p, fact.told) for p, fact in every if not values[p]]
+        self._after = [rest for rest in self._rest if rest[0] in after] or self._rest
         self._unknown = [place for fact in bank.unknown for place in fact.asked]
 
     def losses(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -199,7 +192,7 @@ class Saying:
         row = torch.arange(len(rest))
         own[begin + row, count + row] = self._cosine(reading.again, len(rest), generator)
         return _Places(
-            _noisy(hidden, self._spread_asked, generator),
+            noisy(hidden, self._spread_asked, generator),
             torch.cat([bank.residuals[places], bank.opening_residuals[openings], bank.idle_residuals[idle]]).float(),
             torch.cat(
                 [
@@ -210,7 +203,7 @@ class Saying:
                 ]
             ),
             [count, len(untold), len(rest), len(unknown), len(openings), len(idle)],
-            _noisy(can_be_read, self._spread_told, generator),
+            noisy(can_be_read, self._spread_told, generator),
             self._cosines(own, generator),
         )
 
@@ -241,11 +234,6 @@ class Saying:
         return found
 
 
-def _noisy(hidden: Tensor, spread: Tensor, generator: torch.Generator) -> Tensor:
-    noise = (torch.rand(hidden.shape[1:], generator=generator) - 0.5) * math.sqrt(12)
-    return hidden.float() + _NOISE * spread * noise
-
-
 def _any(there: int, count: int, generator: torch.Generator) -> Tensor:
     """Some of so many, none where there are none."""
     return torch.randint(max(1, there), (count if there else 0,), generator=generator)
@@ -268,14 +256,10 @@ def fit_saying(memory: DeltaMemory, saying: Saying, steps: int, seed: int = 0, r
     weights = [w for layer in delta_layers(memory) for w in (layer.memory_v_proj, layer.delta_o_proj)]
     if memory.config.base_state:
         weights += [layer.base_state for layer in delta_layers(memory)]
-    optimizer = torch.optim.Adam(weights, lr=_RATE, betas=(0.9, 0.98))
     generator = torch.Generator().manual_seed(seed)
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = _RATE * min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        loss = sum(_WEIGHTS[name] * part for name, part in saying.losses(generator).items())
-        optimizer.zero_grad()
-        torch.as_tensor(loss).backward()
-        optimizer.step()
-        if report is not None and step % 20 == 0:
-            report("learning to say what is read", step / steps)
+
+    def loss() -> Tensor:
+        parts = saying.losses(generator)
+        return torch.stack([_WEIGHTS[name] * part for name, part in parts.items()]).sum()
+
+    descend(weights, loss, steps, "learning to say what is read", report)

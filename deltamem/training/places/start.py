@@ -104,7 +104,7 @@ def pairs(bank: Bank) -> Named:
         if fact.early or fact.noted:
             continue
         places = [p for p in fact.asked if values[p]]
-        follows = {targets[p]: targets[p - 1] for p in places if p - 1 in fact.asked and values[p - 1]}
+        follows = {targets[p]: targets[p - 1] for p in bank.after_value(fact) if values[p]}
         asked += [(p, number(fact.topic, follows.get(targets[p]))) for p in places]
         told += [(t, number(fact.topic, follows.get(ids[t]))) for t in fact.told]
     for fact in bank.stock:
