@@ -4,7 +4,7 @@
 
 Runs on one CUDA device, needs no network and no real weights: speed and memory are measured on a model of
 Qwen3-4B's shape with random weights. Writes `gpu-<device>-<date>.md` into --output. On a machine without a GPU it
-says so and exits with 2.
+says so and exits with 2; with 1 where something failed or is wrong.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import argparse
 import gc
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -231,30 +233,54 @@ def _to_nf4(model: Any) -> None:
                     setattr(holder, name, packed.cuda())
 
 
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "agreement": lambda: recurrence_agrees() + token_agrees(),
+    "recurrence": recurrence_speed,
+    "bf16": lambda: speed_and_memory(False),
+    "nf4": lambda: speed_and_memory(True),
+}
+"""What is checked, in this order."""
+
+
+def rows_of(part: str) -> list[Row]:
+    """A part's rows; what it failed with is one of them, so that the others are measured all the same."""
+    began = time.perf_counter()
+    try:
+        if part == "nf4" and find_spec("bitsandbytes") is None:
+            return [("nf4", "bitsandbytes is not installed")]
+        return [*PARTS[part](), (f"seconds for {part}", f"{time.perf_counter() - began:.0f}")]
+    except Exception as error:
+        traceback.print_exc()
+        return [(part, f"FAILED: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")]
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
 def main() -> int:
     """Run all, print, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("benchmarks"))
+    parser.add_argument("--parts", default=",".join(PARTS), help="which, with commas between (default: all)")
     options = parser.parse_args()
+    parts = options.parts.split(",")
+    if unknown := [part for part in parts if part not in PARTS]:
+        parser.error(f"there is no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         print("there is no CUDA GPU here; nothing was measured")
         return 2
     device = torch.cuda.get_device_name()
-    rows = recurrence_agrees() + token_agrees() + recurrence_speed() + speed_and_memory(False)
-    gc.collect()
-    torch.cuda.empty_cache()
-    try:
-        rows += speed_and_memory(True)
-    except ImportError:
-        rows.append(("nf4", "bitsandbytes is not installed"))
-    lines = [f"# {device}, {date.today()}, torch {torch.__version__}", "", "| what | figure |", "| --- | --- |"]
-    lines += [f"| {what} | {figure} |" for what, figure in rows]
-    text = "\n".join(lines) + "\n"
-    print(text)
     options.output.mkdir(parents=True, exist_ok=True)
-    name = device.lower().replace(" ", "-")
-    (options.output / f"gpu-{name}-{date.today()}.md").write_text(text)
-    return 0
+    file = options.output / f"gpu-{device.lower().replace(' ', '-')}-{date.today()}.md"
+    lines = [f"# {device}, {date.today()}, torch {torch.__version__}", "", "| what | figure |", "| --- | --- |"]
+    failed = False
+    for part in parts:
+        rows = rows_of(part)
+        failed |= any(figure.startswith("FAILED") or "WRONG" in figure for _, figure in rows)
+        lines += [f"| {what} | {figure} |" for what, figure in rows]
+        print("\n".join(f"| {what} | {figure} |" for what, figure in rows), flush=True)
+        file.write_text("\n".join(lines) + "\n")  # after each: a lease that ends leaves what was measured
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
