@@ -193,7 +193,7 @@ def recorded(model: Any, memory: DeltaMemory | None, kind: str) -> list[Row]:
     for length in (500, 4000):
         tokens = RecordedTokens(model, memory)
         cache = GrowingCache(model, 8192)
-        cache.make_room(length)
+        cache.make_room(length + 64)  # for the tokens that are timed
         ids = torch.randint(0, 150000, (1, length), device="cuda")
         with torch.inference_mode(), memory.writing() if memory is not None else nullcontext():
             model(input_ids=ids, past_key_values=cache.cache, use_cache=True, logits_to_keep=1)
@@ -228,6 +228,7 @@ def _to_nf4(model: Any) -> None:
                         bias=linear.bias is not None,
                         compute_dtype=torch.bfloat16,
                         quant_type="nf4",
+                        device="cuda",
                     )
                     packed.load_state_dict(linear.state_dict())
                     setattr(holder, name, packed.cuda())
