@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.key_pairs import Lend, lent, paired, writes
-from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask_gates, uses_kernels
+from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask_gates, uses_token_kernel
 
 UNIT_EPS = 1e-6
 """Length below which a query or a key is not scaled up to 1."""
@@ -175,14 +175,10 @@ class DeltaLayer(nn.Module):
         """(B, T, H, r). Reads are linear in the query, so the read gate is its length."""
         q: Tensor = raw.unflatten(-1, (self.config.num_state_heads, self.config.rank))
         if self.config.normalize_qk:
-            q = _unit(torch.tanh(q))
+            q = unit(torch.tanh(q))
         if self.config.read_gate:
             opened = torch.sigmoid(gate + self.read_gate_bias)
-            if self.config.read_gate_floor:
-                above = _above(opened, self.config.read_gate_floor)
-                # A gate that is shut must be able to learn to open, so the gradient passes the floor by.
-                opened = above + (above.clamp_min(0) - above).detach()
-            q = q * opened.unsqueeze(-1)
+            q = q * read_gate_above(opened, self.config.read_gate_floor).unsqueeze(-1)
         return q
 
     # Read and write
@@ -214,7 +210,7 @@ class DeltaLayer(nn.Module):
         """
         config = self.config
         lend = lend or partial(lent, first=None, there=writes(valid, written))
-        if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, config.rank):
+        if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_token_kernel(x, config.rank):
             return self._token(x, state, valid, written, trace, lend)
         q, (k, v, gates) = self.signals(x, lend)
         if written is not None:
@@ -311,7 +307,7 @@ def told_of(config: DeltaMemConfig, products: Tensor) -> Told:
     raw, v, beta, lam = products.split([heads * rank, heads * rank, config.gate_width, free], -1)
     k, v = (part.unflatten(-1, (heads, rank)) for part in (raw, v))
     if config.normalize_qk:
-        k = _unit(torch.tanh(k))
+        k = unit(torch.tanh(k))
     beta = torch.sigmoid(beta).unflatten(-1, (heads, -1))
     if config.write_gate_floor:
         # No gradient passes by this floor: what opens a gate is the loss on gates. With recall's own gradient let
@@ -321,9 +317,19 @@ def told_of(config: DeltaMemConfig, products: Tensor) -> Told:
     return Told(k, v, gates_from(beta, lam, config.state_update_mode))
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """x scaled to length 1 along its last axis, but for what is shorter than `UNIT_EPS`."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.clamp_min(UNIT_EPS)
+
+
+def read_gate_above(opened: Tensor, floor: float) -> Tensor:
+    """Read gates, 0 to 1, as they are above their floor."""
+    if not floor:
+        return opened
+    above = _above(opened, floor)
+    # A gate that is shut must be able to learn to open, so the gradient passes the floor by.
+    return above + (above.clamp_min(0) - above).detach()
 
 
 def _above(gate: Tensor, floor: float) -> Tensor:

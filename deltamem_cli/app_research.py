@@ -45,7 +45,7 @@ def train_adapter(
     key_steps: Annotated[int | None, typer.Option(min=0, help="Steps of keys alone before those (places).")] = None,
     say_steps: Annotated[int | None, typer.Option(min=0, help="Steps of values alone before those (places).")] = None,
     vocabulary: Annotated[
-        int | None, typer.Option(min=0, help="Times every word piece is told for --say-steps (places).")
+        int | None, typer.Option(min=0, help="Times every word piece is told as a value (places).")
     ] = None,
     cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,

@@ -121,7 +121,8 @@ def recurrence_speed() -> list[Row]:
 
 
 def _kernels(wanted: bool) -> Any:
-    return mock.patch.object(deltamem.recurrence, "_kernels_wanted", lambda: wanted)
+    """For sequences and for single tokens alike."""
+    return mock.patch.multiple(deltamem.recurrence, _kernels_wanted=lambda: wanted, _token_kernel_wanted=lambda: wanted)
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:
@@ -180,16 +181,18 @@ def speed_and_memory(quantize: bool) -> list[Row]:
             rows.append((f"{kind} prompt {length}, {name}", f"{1e3 * fp:.1f} -> {1e3 * mp:.1f} ms, {mp / fp:.2f}x"))
             rows.append((f"{kind} decode at {length}, {name}", f"{1e3 * fd:.1f} -> {1e3 * md:.1f} ms, {md / fd:.2f}x"))
             rows.append((f"{kind} peak at {length}, {name}", f"{fm:.0f} -> {mm:.0f} MiB, {mm - fm:+.0f} MiB"))
-    rows += recorded(model, memory, kind)
+    for kernels in (False, True):
+        with _kernels(kernels):
+            rows += recorded(model, memory, kind, ", kernels" if kernels else "")
     memory.detach()
     rows += recorded(model, None, kind)
     return rows
 
 
-def recorded(model: Any, memory: DeltaMemory | None, kind: str) -> list[Row]:
+def recorded(model: Any, memory: DeltaMemory | None, kind: str, which: str = "") -> list[Row]:
     """A token replayed (`--compile on`) beside the same token called, at two lengths of the cache."""
     rows = []
-    name = "frozen" if memory is None else "memory"
+    name = ("frozen" if memory is None else "memory") + which
     for length in (500, 4000):
         tokens = RecordedTokens(model, memory)
         cache = GrowingCache(model, 8192)

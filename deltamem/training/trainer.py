@@ -25,9 +25,10 @@ from deltamem.training.heldout import heldout_recall
 from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.alone import fit_alone
-from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.bank import Bank, Report, with_words
 from deltamem.training.places.builder import build_bank as build_places
 from deltamem.training.places.step import PlacesStep
+from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.recipe import Recipe
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
@@ -182,8 +183,11 @@ class Trainer:
             )
             if self._fit is not None and not self.step:
                 self._fit(self.passes.memory, places, recipe.seed, self._preparing)
+            if recipe.vocabulary:
+                words = tell_vocabulary(self.passes, self.people, recipe.vocabulary, recipe.seed, self._preparing)
+                places = with_words(places, words)
             if not self.step:
-                fit_alone(self.passes, self.people, places, recipe, self._preparing)
+                fit_alone(self.passes.memory, places, recipe, self._preparing)
             return PlacesStep(self.passes, recipe, places, self.team)
         bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
         return CachedStep(self.passes, recipe, bank, ordinary, self.team)

@@ -6,15 +6,17 @@ import random
 from dataclasses import replace
 
 import pytest
+import torch
 
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.relation_data import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.places import draw
-from deltamem.training.places.bank import Bank
+from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import _early, build_bank
 from deltamem.training.places.draw import Drawing
+from deltamem.training.places.vocabulary import tell_vocabulary
 from tests.places.conftest import IDLE
 from tests.test_training import Words
 
@@ -82,6 +84,43 @@ def test_a_word_of_several_is_swapped_alone(bank: Bank) -> None:
         asked = drawing._asked(random.Random(0), 0, fact, {word: other})
         assert {p: t for _, p, t in asked if p in fact.asked} == expected
         assert set(expected.values()) & (mine - {word}) and ids[other] in expected.values()
+
+
+def test_values_are_told_with_words_that_no_fact_has(
+    bank: Bank, passes: Passes, people: SyntheticPeople, as_told: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First tokens with pieces that begin a value, others with those that go on one; and so they are asked for."""
+    monkeypatch.setattr(draw, "_SWAPPED", 1.0)
+    monkeypatch.setattr(draw, "_FROM_WORDS", 1.0)
+    bank = with_words(bank, tell_vocabulary(passes, people, 1))
+    assert bank.words is not None
+    ids, told = [*bank.told_ids.tolist(), *bank.words.ids.tolist()], len(bank.told_ids)
+    later = [False] * told + bank.words.later.tolist()
+    drawing = Drawing(bank)
+    drawn = drawing.histories(random.Random(0), 2, 40, 0.0, 2000)
+    of = {t: f for f in bank.facts for t in f.told}
+    swapped = [
+        (t, s)
+        for t, s in zip(drawn.told[drawn.valid].tolist(), drawn.said[drawn.valid].tolist(), strict=True)
+        if t != s
+    ]
+    assert len(swapped) > 20
+    for own, other in swapped:
+        assert other >= told and later[other] == (ids[own] != drawing._begins_with(of[own]))
+    can_be = {p for f in bank.facts if not f.noted and f.told[0] in drawing._swappable for p in f.asked}
+    said = {row: {ids[n] for n in drawn.said[row][drawn.valid[row]].tolist()} for row in range(len(drawn.said))}
+    asked = [
+        (row, t)
+        for p, row, t in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True)
+        if bank.values[p] and p in can_be
+    ]
+    assert asked and all(target in said[row] for row, target in asked)
+    assert {target for _, target in asked} <= set(bank.candidates.tolist())
+    numbers = drawn.said.flatten()
+    found = bank.said(numbers)
+    for at, number in enumerate(numbers.tolist()):
+        expected = bank.told[:, number] if number < told else bank.words.hidden[:, number - told]
+        assert torch.equal(found[:, at], expected)
 
 
 def test_histories_hold_different_topics_and_ask_about_them(bank: Bank, as_told: None) -> None:

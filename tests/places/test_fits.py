@@ -15,7 +15,7 @@ from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import split_words, told_pieces
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
-from deltamem.training.places.bank import Bank
+from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import build_bank
 from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
@@ -133,9 +133,8 @@ def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, peop
     bank = build_bank(passes, people, IDLE, 12)
     keys = [layer.memory_k_proj.clone() for layer in delta_layers(passes.memory)]
     said: list[str] = []
-    saying = Saying(
-        passes.memory, bank, tell_vocabulary(passes, people, 1, report=lambda what, _share: said.append(what))
-    )
+    words = tell_vocabulary(passes, people, 1, report=lambda what, _share: said.append(what))
+    saying = Saying(passes.memory, with_words(bank, words))
     right = saying.right(torch.Generator().manual_seed(0))
     before = saying.losses(torch.Generator().manual_seed(1))
     assert before.keys() == {"told", "untold", "rest", "unknown", "openings", "idle"}
@@ -153,6 +152,8 @@ def test_every_word_piece_but_those_held_out_is_told(passes: Passes, people: Syn
     heldout = {w for kind in ("name", "word") for w in split_words(passes.form.tokenizer, kind)["heldout"]}
     assert told.hidden.shape[:2] == (len(passes.memory.layer_indices), len(told.ids))
     assert {*pieces.first, *pieces.later} == set(told.ids.tolist())
+    assert set(pieces.later) >= set(told.ids[told.later].tolist()) - set(pieces.first)
+    assert set(told.ids[~told.later].tolist()) == set(pieces.first)
     assert heldout and not heldout & {passes.form.tokenizer.decode([i]).strip() for i in told.ids.tolist()}
 
 

@@ -13,16 +13,19 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import read_batch, write_batch
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.key_pairs import paired
 from deltamem.layer import told_of
 from deltamem.training.places.bank import Bank
 from deltamem.training.places.builder import build_bank, difficulty
 from deltamem.training.places.by_row import ByRow
 from deltamem.training.places.draw import Drawing
+from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.tail import Tail
 from deltamem.training.recipe import Recipe
 from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
+from deltamem.training.warm_start import delta_layers
 from tests.conftest import make_memory, make_model, make_tokenizer
 from tests.places.conftest import IDLE, OPTIONS
 from tests.test_cached_training import Half
@@ -135,7 +138,7 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
     losses = [r.parts["value"] for r in trainer.run()]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
     assert list(dict.fromkeys(said))[-3:] == [
-        "telling keys apart", "telling every word there is", "learning to say what is read"
+        "telling every word there is", "telling keys apart", "learning to say what is read"
     ]  # fmt: skip
     assert "reading what is told and asked" in said
 
@@ -149,3 +152,31 @@ def test_places_are_laid_out_by_row_and_back() -> None:
     for row in range(6):
         assert torch.equal(laid[row, : int((rows == row).sum())], x[rows == row])
     assert not laid[1].any() and not laid[4, 1:].any()
+
+
+def test_layers_side_by_side_are_the_layers(passes: Passes) -> None:
+    layers = delta_layers(passes.memory)
+    config = passes.memory.config
+    with torch.no_grad():
+        for layer in layers:
+            layer.delta_o_proj.normal_()
+            layer.base_state.normal_()
+    x, before, said = torch.randn(3, len(layers), 7, layers[0].hidden_size)
+    states = torch.randn(len(layers), 2, config.num_state_heads, config.rank, config.rank)
+    rows = torch.tensor([0, 1, 1, 0, 1, 1, 1])
+    stacked = Stacked(layers)
+    with torch.no_grad():
+        told = stacked.told_products(x, before, said)
+        reads = stacked.reads(x, states, ByRow(rows, 2))
+        gates = stacked.write_gates(x), stacked.read_gates(x)
+        found = stacked.corrections(reads)
+        expected = torch.zeros_like(found)
+        for i, layer in enumerate(layers):
+            products = paired(layer.told_products(x[i]), layer.key_products(before[i]))
+            torch.testing.assert_close(told[i], layer.with_values(products, said[i]))
+            own = torch.cat([layer.read(x[i, None, None, n], states[i, None, row])[0] for n, row in enumerate(rows)])
+            torch.testing.assert_close(reads[:, i].flatten(1), own, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(gates[0][i], layer.write_gates(x[i]).flatten(1))
+            torch.testing.assert_close(gates[1][i], layer.read_gates(x[i]))
+            expected += layer.correction("o", own)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,6 +30,20 @@ class Topic(NamedTuple):
 
     relation: str
     owner: str
+
+
+class Words(NamedTuple):
+    """Word pieces as they look where a value is told, for values that no fact has.
+
+    Attributes:
+        hidden: (layers, n, hidden size), as it enters the adapted layers.
+        ids: (n,), which pieces those are.
+        later: (n,), true where it goes on a value, false where it begins one.
+    """
+
+    hidden: Tensor
+    ids: Tensor
+    later: Tensor
 
 
 @dataclass
@@ -79,6 +93,7 @@ class Bank:
         unsaid: the token that comes where a value is not known.
         stock: told and not asked about. What asks for a fact says nothing of its value, so they can be asked for at the
             places of others.
+        words: told in place of values of facts: what is around a value says nothing of it.
     """
 
     facts: Sequence[Fact]
@@ -100,10 +115,38 @@ class Bank:
     candidates: Tensor
     unsaid: int
     stock: Sequence[Fact] = ()
+    words: Words | None = None
+
+    def on(self, device: torch.device) -> Bank:
+        """With what is hidden on a device, where it is looked up without being copied; numbers stay on the CPU."""
+        names = [*_HIDDEN, *(name for name in _ROWS if name.endswith("residuals"))]
+        moved = {name: getattr(self, name).to(device) for name in names}
+        words = self.words._replace(hidden=self.words.hidden.to(device)) if self.words is not None else None
+        return replace(self, **moved, words=words)
+
+    @property
+    def bytes(self) -> int:
+        """What is hidden takes."""
+        tensors = [getattr(self, name) for name in _HIDDEN] + ([self.words.hidden] if self.words is not None else [])
+        return sum(t.nbytes for t in tensors)
+
+    def said(self, numbers: Tensor) -> Tensor:
+        """Hidden states (layers, n, hidden size) of told tokens, after which the numbers of `words` go on."""
+        told = self.told.shape[1]
+        if self.words is None:
+            return self.told[:, numbers]
+        own = (numbers < told).to(self.told.device)[:, None]
+        words = self.words.hidden[:, (numbers - told).clamp_min(0)]
+        return torch.where(own, self.told[:, numbers.clamp_max(told - 1)], words)
 
     def after_value(self, fact: Fact) -> list[int]:
         """Places of replies about a fact that come right after a token of what had to be remembered."""
         return [p for p in fact.asked if p - 1 in fact.asked and self.values[p - 1]]
+
+
+def with_words(bank: Bank, words: Words) -> Bank:
+    """The bank with words told in place of those of its values, which are to be told apart from each other as well."""
+    return replace(bank, words=words, candidates=torch.unique(torch.cat([bank.candidates, words.ids])))
 
 
 def joined(banks: Sequence[Bank]) -> Bank:
@@ -122,4 +165,5 @@ def joined(banks: Sequence[Bank]) -> Bank:
             into += [replace(f, told=[t + told for t in f.told], asked=[p + asked for p in f.asked]) for f in own]
         told, asked = told + len(bank.told_ids), asked + len(bank.targets)
     candidates = torch.unique(torch.cat([bank.candidates for bank in banks]))
-    return Bank(facts=facts, unknown=unknown, candidates=candidates, unsaid=banks[0].unsaid, stock=stock, **tensors)
+    common: dict[str, Any] = {"candidates": candidates, "unsaid": banks[0].unsaid, "stock": stock, **tensors}
+    return Bank(facts=facts, unknown=unknown, **common)

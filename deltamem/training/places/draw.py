@@ -30,8 +30,10 @@ _STOCKED = 0.5
 _CROSSED = 2
 """Times a fact is asked for at places where others about the same are: what asks for something says nothing of its
 value, so every way to tell it goes with every way to ask for it."""
-_SWAPPED = 0.4
+_SWAPPED = 0.5
 """Share of words of values that are told with another word's value, as what is around a word says nothing of it."""
+_FROM_WORDS = 0.75
+"""Share of those that are of the bank's words, where it has some, and not of other facts' values."""
 _LATER = 0.5
 """Share that is kept of the places inside a value: what comes after its first token is easier to find."""
 _REST = 3
@@ -54,7 +56,8 @@ class Drawn:
 
     Attributes:
         told: (B, T) numbers of the bank's told tokens, padded on the right.
-        said: (B, T), the told tokens whose values are written with the keys and gates of those.
+        said: (B, T), the told tokens, or words (`Bank.said`), whose values are written with the keys and gates of
+            those.
         valid: (B, T).
         about: (B, T), a number for what a token is about.
         other: (B, T), for a token that begins a value another one that begins a value of the same: what they differ in
@@ -113,6 +116,14 @@ class Drawing:
         self._words = [t for f in alike if len({self._ids[t] for t in f.told}) == 1 for t in f.told]
         words = {self._ids[t] for t in self._words}
         self._swappable = {fact.told[0]: sorted(words & {self._ids[t] for t in fact.told}) for fact in alike}
+        self._first_words: list[int] = []
+        self._later_words: list[int] = []
+        if bank.words is not None:
+            for n, later in enumerate(bank.words.later.tolist(), len(self._ids)):
+                (self._later_words if later else self._first_words).append(n)
+            self._ids = self._ids + bank.words.ids.tolist()
+            # Any piece can go on a value, so all of theirs can be told with another's.
+            self._swappable = {fact.told[0]: sorted({self._ids[t] for t in fact.told}) for fact in alike}
 
     def _said_alike(self, fact: Fact) -> bool:
         """Its value is of the same tokens wherever it is said; at the head of a message they are others."""
@@ -183,7 +194,16 @@ class Drawing:
     def _swaps(self, rng: random.Random, fact: Fact) -> dict[int, int]:
         """Ids of tokens of its value that are told with another's, and the number of that."""
         words = () if fact.noted else self._swappable.get(fact.told[0], ())
-        return {word: rng.choice(self._words) for word in words if rng.random() < _SWAPPED}
+        begins = self._begins_with(fact)
+        kinds = {word: self._others(rng, word == begins) for word in words if rng.random() < _SWAPPED}
+        return {word: rng.choice(others) for word, others in kinds.items() if others}
+
+    def _others(self, rng: random.Random, begins: bool) -> Sequence[int]:
+        """Numbers of told tokens that begin, or go on, a value."""
+        if not begins and self._later_words:
+            return self._later_words
+        of_words = bool(self._first_words) and (not self._words or rng.random() < _FROM_WORDS)
+        return self._first_words if of_words else self._words
 
     def _asked(self, rng: random.Random, row: int, fact: Fact, swaps: Mapping[int, int]) -> list[tuple[int, int, int]]:
         """Places, of its own and of others, at which a fact is asked for, with what is to be said there."""

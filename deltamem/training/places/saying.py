@@ -20,7 +20,6 @@ from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.tail import Tail
-from deltamem.training.places.vocabulary import Told
 from deltamem.training.warm_start import delta_layers
 
 T = TypeVar("T")
@@ -94,19 +93,16 @@ class Saying:
 
     Args:
         memory: whose adapter is trained; its corrections go to the last layer.
-        bank: what its layers see.
-        told: more tokens, as `tell_vocabulary` gives them.
+        bank: what its layers see; of its words as well as of its facts something is told.
         reading: the cosines there are.
     """
 
-    def __init__(
-        self, memory: DeltaMemory, bank: Bank, told: Told | None = None, reading: Reading | None = None
-    ) -> None:
-        self._memory, self._bank, self._told, self._reading = memory, bank, told, reading or Reading()
+    def __init__(self, memory: DeltaMemory, bank: Bank, reading: Reading | None = None) -> None:
+        self._memory, self._bank, self._told, self._reading = memory, bank, bank.words, reading or Reading()
         self._tail = Tail(memory)
         self._spread_told = bank.told[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._spread_asked = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
-        self._known = bank.candidates if told is None else torch.unique(torch.cat([bank.candidates, told.ids]))
+        self._known = bank.candidates
         values = bank.values.tolist()
         every = [(place, fact) for fact in bank.facts for place in fact.asked]
         after = {place for fact in bank.facts for place in bank.after_value(fact)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.passes import Passes
-from deltamem.key_pairs import paired
 from deltamem.layer import told_of
 from deltamem.side_by_side import write_side_by_side
 from deltamem.training.objective import SILENT, towards
 from deltamem.training.places.bank import Bank
 from deltamem.training.places.by_row import ByRow
 from deltamem.training.places.draw import Drawing, Drawn
+from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
 from deltamem.training.recipe import Recipe
 from deltamem.training.team import Team
@@ -39,10 +38,13 @@ _NOISE_ROWS = 2048
 """Most rows of noise that are taken at once; there are twice as many."""
 _ALTERED = 1.0
 """So much, at most, of what two values of the same differ in is added to what a third one's key is made of."""
-_UNKNOWN = 0.3
-"""Chance, per fact told, that something never told is asked about."""
+_UNKNOWN = 1.0
+"""Chance, per fact told, that something never told is asked about: a fifth of what is asked then."""
 _ROWS = 64
-"""Most histories in a step; with more of one fact each, it was the states that took the time."""
+"""Histories in a step, at most, or a quarter of its questions where that is more; with more of one fact each, it was
+the states that took the time."""
+_ROOM = 0.7
+"""Most of a GPU's free memory that a bank is put into; one that takes more stays on the CPU."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
 
@@ -68,8 +70,9 @@ class PlacesStep:
     """
 
     def __init__(self, passes: Passes, recipe: Recipe, bank: Bank, team: Team) -> None:
-        self._passes, self._recipe, self._bank, self._team = passes, recipe, bank, team
+        self._passes, self._recipe, self._team = passes, recipe, team
         self._drawing = Drawing(bank)
+        self._bank = bank = _near(bank, passes.device)
         self._generator = torch.Generator()
         spread = bank.told[:, :_LOOKED_AT].float().std(dim=(1, 2))
         self._noise_sizes = (_JITTER * math.sqrt(12) * spread).tolist()
@@ -93,8 +96,9 @@ class PlacesStep:
         recipe, team, bank = self._recipe, self._team, self._bank
         facts = rng.choice([n for n in _FACTS if n <= recipe.cached_facts])
         self._generator = torch.Generator().manual_seed(rng.getrandbits(40))
+        most = max(_ROWS, recipe.cached_questions // 4)
         drawn = self._drawing.histories(
-            rng, facts, min(_ROWS, max(4, recipe.cached_questions // facts)), _UNKNOWN, recipe.cached_questions
+            rng, facts, min(most, max(4, recipe.cached_questions // facts)), _UNKNOWN, recipe.cached_questions
         )
         others = self._some(rng, bank.other)
         state, gates, overlap = self._write(drawn, others)
@@ -104,7 +108,7 @@ class PlacesStep:
         loss = self._said(told, state, {"value": (values, 1.0), "rest": (~values, recipe.rest_weight)}, sums)
         if bank.openings.shape[1]:
             some = torch.tensor(rng.choices(range(bank.openings.shape[1]), k=recipe.cached_questions))
-            rows = torch.arange(len(some)) % len(state[0])
+            rows = torch.arange(len(some)) % state.shape[1]
             begun = _Asked(bank.openings, bank.opening_residuals, some, rows, bank.opening_targets[some])
             every = torch.ones(len(some), dtype=torch.bool)
             loss = loss + self._said(begun, state, {"start": (every, recipe.start_weight)}, sums)
@@ -138,7 +142,7 @@ class PlacesStep:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _said(
-        self, asked: _Asked, state: Sequence[Tensor], kinds: dict[str, tuple[Tensor, float]], sums: dict[str, float]
+        self, asked: _Asked, state: Tensor, kinds: dict[str, tuple[Tensor, float]], sums: dict[str, float]
     ) -> Tensor:
         """The weighted losses of this process's share of what is asked; adds them up in `sums` by their kind."""
         mine = torch.tensor(self._team.share(range(len(asked.places))), dtype=torch.long)
@@ -160,31 +164,30 @@ class PlacesStep:
 
     # Writing
 
-    def _write(self, drawn: Drawn, others: Tensor) -> tuple[Sequence[Tensor], Tensor, Tensor]:
-        """The states of each layer (B, H, r, r), the loss of the gates, and the overlap of keys of different facts."""
-        layers, device, bank = delta_layers(self._passes.memory), self._passes.device, self._bank
+    def _write(self, drawn: Drawn, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The states (layers, B, H, r, r), the loss of the gates, and the overlap of keys of different facts."""
+        device, bank = self._passes.device, self._bank
         config, valid = self._passes.memory.config, drawn.valid.to(device)
         told = self._jittered(bank.told[:, drawn.told.flatten()]).unflatten(1, drawn.told.shape)
         other = bank.other[:, others].to(device).float()
-        empty = torch.zeros(len(valid), config.num_state_heads, config.rank, config.rank, device=device)
         # What is said of a value is its own; what it is found by is to fit any value that is told of the same.
         far = _ALTERED * (2 * torch.rand(drawn.told.shape, generator=self._generator) - 1)
-        found_by = self._altered(told, bank.told, drawn, far)
-        products = [layer.told_products(x) for layer, x in zip(layers, found_by, strict=True)]
+        found_by, before, said = self._altered(told, bank.told, drawn, far), None, told
         if config.keys == "pair":
             before = self._jittered(bank.before[:, drawn.told.flatten()]).unflatten(1, drawn.told.shape)
-            before = self._altered(before, bank.before, drawn, far)
-            products = [paired(p, layer.key_products(x)) for layer, p, x in zip(layers, products, before, strict=True)]
-        said = told
+            before = self._altered(before, bank.before, drawn, far).flatten(1, 2)
         if not torch.equal(drawn.said, drawn.told):
-            said = self._jittered(bank.told[:, drawn.said.flatten()]).unflatten(1, drawn.said.shape)
-        products = [layer.with_values(p, x) for layer, p, x in zip(layers, products, said, strict=True)]
-        state, _ = write_side_by_side(config, products, [empty] * len(layers), valid, None)
-        gates = [
-            towards(layer.write_gates(x)[valid], _OPEN) + _SHUT_WEIGHT * towards(layer.write_gates(y[None]), _SHUT)
-            for layer, x, y in zip(layers, told, other, strict=True)
-        ]
-        return state.unbind(), torch.stack(gates).mean(), self._overlap(products, drawn)
+            said = self._jittered(bank.said(drawn.said.flatten()))
+        stacked = Stacked(delta_layers(self._passes.memory))
+        products = stacked.told_products(found_by.flatten(1, 2), before, said.flatten(1, -2))
+        products = products.unflatten(1, drawn.told.shape)
+        empty = torch.zeros(len(valid), config.num_state_heads, config.rank, config.rank, device=device)
+        state, _ = write_side_by_side(config, products.unbind(), [empty] * len(products), valid, None)
+        opened = stacked.write_gates(told.flatten(1, 2))[:, valid.flatten()]
+        gates = towards(opened, _OPEN)
+        if other.shape[1]:
+            gates = gates + _SHUT_WEIGHT * towards(stacked.write_gates(other), _SHUT)
+        return state, gates, self._overlap(products, drawn)
 
     def _altered(self, hidden: Tensor, bank: Tensor, drawn: Drawn, far: Tensor) -> Tensor:
         """Hidden states (layers, B, T, hidden size) moved by some of what `drawn.other` differ from them in."""
@@ -194,39 +197,35 @@ class PlacesStep:
         found[:, where] += far[where][:, None].to(hidden) * apart
         return found
 
-    def _overlap(self, products: Sequence[Tensor], drawn: Drawn) -> Tensor:
-        """Mean squared cosine of keys of different facts in one history."""
+    def _overlap(self, products: Tensor, drawn: Drawn) -> Tensor:
+        """Mean squared cosine of keys of different facts in one history, from products (layers, B, T, n)."""
         config = self._passes.memory.config
         if not self._recipe.spread:
-            return products[0].new_zeros(())
-        valid, about = drawn.valid.to(products[0].device), drawn.about.to(products[0].device)
+            return products.new_zeros(())
+        valid, about = drawn.valid.to(products.device), drawn.about.to(products.device)
         apart = (about[:, :, None] != about[:, None]) & valid[:, :, None] & valid[:, None]
         if not apart.any():
-            return products[0].new_zeros(())
-        keys = torch.stack([told_of(config, of_layer).k for of_layer in products])
+            return products.new_zeros(())
+        keys = told_of(config, products.flatten(0, 1)).k.unflatten(0, products.shape[:2])
         crossing = torch.einsum("lbshr,lbthr->bsthl", keys, keys).square()
         return crossing[apart].mean() if config.normalize_qk else crossing.sum() * 0
 
     # Reading
 
-    def _bent(self, hidden: Tensor, residuals: Tensor, state: Sequence[Tensor], rows: Tensor) -> Tensor:
+    def _bent(self, hidden: Tensor, residuals: Tensor, state: Tensor, rows: Tensor) -> Tensor:
         """Residuals (P, hidden size) with what is read at each place of the states of its row (P,)."""
         device = self._passes.device
-        found, by_row = residuals.to(device).float(), ByRow(rows.to(device), len(state[0]))
-        for layer, x, own in zip(delta_layers(self._passes.memory), hidden.to(device).float(), state, strict=True):
-            found = found + by_row.flat(layer.correction("o", layer.read(by_row.padded(x), own)))
-        return found
+        stacked = Stacked(delta_layers(self._passes.memory))
+        reads = stacked.reads(hidden.to(device).float(), state, ByRow(rows.to(device), state.shape[1]))
+        return residuals.to(device).float() + stacked.corrections(reads)
 
     def _gates(self, hidden: Tensor, wanted: float) -> Tensor:
         """How far read gates are from what is wanted of them at hidden states (layers, n, hidden size)."""
         if not self._passes.memory.config.read_gate:
             return hidden.new_zeros(())
-        layers = delta_layers(self._passes.memory)
-        return torch.stack(
-            [towards(layer.read_gates(x), wanted) for layer, x in zip(layers, hidden, strict=True)]
-        ).mean()
+        return towards(Stacked(delta_layers(self._passes.memory)).read_gates(hidden), wanted)
 
-    def _idle(self, rng: random.Random, state: Sequence[Tensor], others: Tensor) -> tuple[Tensor, Tensor]:
+    def _idle(self, rng: random.Random, state: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """Of ordinary talk, and of what tells nothing: the KL to the frozen backbone, and how far read gates are from
         being shut.
         """
@@ -238,7 +237,7 @@ class PlacesStep:
             return hidden.new_zeros(()), hidden.new_zeros(())
         with torch.no_grad():
             frozen = self._tail(residuals, self._candidates).float().log_softmax(-1)
-        rows = torch.arange(len(residuals)) % len(state[0])
+        rows = torch.arange(len(residuals)) % state.shape[1]
         found = self._tail(self._bent(hidden, residuals, state, rows), self._candidates).log_softmax(-1)
         quiet = self._gates(hidden, SILENT) if self._recipe.silence_weight else hidden.new_zeros(())
         return F.kl_div(found, frozen, reduction="batchmean", log_target=True), quiet
@@ -253,3 +252,10 @@ class PlacesStep:
         loss += recipe.ordinary_weight * sums["ordinary"] + recipe.addressing_weight * (gates + recipe.spread * overlap)
         ordinary = {"ordinary": sums["ordinary"], "gates": gates, "overlap": overlap, "loss": loss}
         return found | ordinary | {"accuracy": right / values if values else 0.0}
+
+
+def _near(bank: Bank, device: torch.device) -> Bank:
+    """The bank on the device that works with it, if there is room."""
+    if device.type != "cuda" or bank.bytes > _ROOM * torch.cuda.mem_get_info(device)[0]:
+        return bank
+    return bank.on(device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from deltamem.episodes.batches import write_batch
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Pieces, told_pieces
-from deltamem.training.places.bank import Report
+from deltamem.training.places.bank import Report, Words
 from deltamem.training.places.builder import alone
 from deltamem.training.recorder import Recorder
 
@@ -30,17 +30,10 @@ _AMID = 0.2
 """Share of the pieces that begin a word that also go on one, as in values of several words."""
 
 
-class Told(NamedTuple):
-    """Hidden states as they enter the adapted layers (layers, n, hidden size), and which tokens those are (n,)."""
-
-    hidden: Tensor
-    ids: Tensor
-
-
 @torch.no_grad()
 def tell_vocabulary(
     passes: Passes, people: SyntheticPeople, times: int, seed: int = 0, report: Report | None = None
-) -> Told:
+) -> Words:
     """Put every token but those held out at the place of a value.
 
     Args:
@@ -58,7 +51,8 @@ def tell_vocabulary(
         hidden.append(_told_in(passes, _statement(rng, passes, people, later), ids))
         if report is not None:
             report("telling every word there is", n / len(lots))
-    return Told(torch.cat(hidden, dim=1), torch.tensor([i for _, ids in lots for i in ids]))
+    each = torch.tensor([(piece, later) for later, ids in lots for piece in ids])
+    return Words(torch.cat(hidden, dim=1), each[:, 0], each[:, 1] > 0)
 
 
 def _lots(rng: random.Random, pieces: Pieces) -> list[tuple[bool, list[int]]]:

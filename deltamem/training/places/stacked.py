@@ -1,0 +1,86 @@
+"""The adapter's layers as one, for places: what each layer does to its own hidden states is one product for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from deltamem.key_pairs import paired
+from deltamem.layer import DeltaLayer, read_gate_above, unit
+from deltamem.training.places.by_row import ByRow
+
+
+class Stacked:
+    """Gradients reach the layers' own weights. It is made anew for every step.
+
+    Args:
+        layers: of one adapter; hidden states are (layers, N, hidden size).
+    """
+
+    def __init__(self, layers: Sequence[DeltaLayer]) -> None:
+        self._layers = list(layers)
+        self.config = layers[0].config
+
+    def _all(self, name: str) -> Tensor:
+        return torch.stack([getattr(layer, name) for layer in self._layers])
+
+    def _product(self, x: Tensor, name: str) -> Tensor:
+        return torch.bmm(x, self._all(name).mT)
+
+    def told_products(self, found_by: Tensor, before: Tensor | None, said: Tensor) -> Tensor:
+        """`DeltaLayer.told_products`, (layers, N, n).
+
+        Args:
+            found_by: what keys and write gates are made of.
+            before: what was written right before, with keys in pairs.
+            said: what values are made of.
+        """
+        gates = [("beta_proj", "beta_bias")] + [("lambda_proj", "lambda_bias")] * self.config.needs_lambda
+        made = [self._product(found_by, proj) + self._all(bias)[:, None] for proj, bias in gates]
+        keys, values = self._product(found_by, "memory_k_proj"), self._product(said, "memory_v_proj")
+        products = torch.cat([keys, values, *made], dim=-1)
+        return products if before is None else paired(products, self._product(before, "memory_k_proj"))
+
+    def write_gates(self, x: Tensor) -> Tensor:
+        """How far write gates stand open, (layers, N, gates), before any floor."""
+        return torch.sigmoid(self._product(x, "beta_proj") + self._all("beta_bias")[:, None])
+
+    def read_gates(self, x: Tensor) -> Tensor:
+        """How far read gates stand open, (layers, N, H), before any floor."""
+        return torch.sigmoid(self._product(x, "read_gate_proj") + self._all("read_gate_bias")[:, None])
+
+    def queries(self, x: Tensor) -> Tensor:
+        """(layers, N, H, r)."""
+        config = self.config
+        q: Tensor = self._product(x, "memory_q_proj").unflatten(-1, (config.num_state_heads, config.rank))
+        if config.normalize_qk:
+            q = unit(torch.tanh(q))
+        if config.read_gate:
+            q = q * read_gate_above(self.read_gates(x), config.read_gate_floor).unsqueeze(-1)
+        return q
+
+    def reads(self, x: Tensor, states: Tensor, rows: ByRow) -> Tensor:
+        """What is read at places, (N, layers, H, r).
+
+        Args:
+            x: of the places.
+            states: (layers, B, H, r, r).
+            rows: whose state is read at each.
+        """
+        q = self.queries(x)
+        reads = rows.flat(torch.einsum("lbhij,bmlhj->bmlhi", states, rows.padded(q.transpose(0, 1))))
+        if self.config.base_state:
+            reads = reads + torch.einsum("lhij,lnhj->nlhi", self._all("base_state"), q)
+        return reads
+
+    def corrections(self, reads: Tensor) -> Tensor:
+        """What all layers add to the output of the last attention, (N, hidden size), from reads (N, layers, H, r)."""
+        config, flat = self.config, reads.flatten(2)
+        if config.delta_o_rmsnorm or config.trainable_delta_scale:
+            found = [layer.correction("o", flat[:, i]) for i, layer in enumerate(self._layers)]
+            return torch.stack(found).sum(0)
+        weights: Tensor = self._all("delta_o_proj").mT.flatten(0, 1)  # (layers * H * r, hidden size)
+        scale: float = config.alpha / config.rank
+        return scale * (flat.flatten(1) @ weights)
