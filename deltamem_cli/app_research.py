@@ -47,6 +47,7 @@ def train_adapter(
     vocabulary: Annotated[
         int | None, typer.Option(min=0, help="Times every word piece is told as a value (places).")
     ] = None,
+    cached_questions: Annotated[int | None, typer.Option(min=8, help="Questions in one of those steps.")] = None,
     cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,
     accumulate: Annotated[int | None, typer.Option(min=1, help="Cut a step into this many parts.")] = None,
@@ -142,6 +143,7 @@ def train_adapter(
         "key_steps": key_steps,
         "say_steps": say_steps,
         "vocabulary": vocabulary,
+        "cached_questions": cached_questions,
         "cached_facts": cached_facts,
         "batch": batch,
         "accumulate": accumulate,

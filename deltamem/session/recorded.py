@@ -40,6 +40,12 @@ def record_on_gpu(work: Callable[[], None]) -> Callable[[], None]:
     return replay
 
 
+_ROUNDING = 0.03
+"""Share of the length of all logits by which a token's may differ when it is replayed. In bfloat16 on an H200 single ones
+were further apart than 1 % of the largest in two of eight cases, with random weights; another token's are far beyond this.
+"""
+
+
 @dataclass
 class _Recording:
     again: Callable[[], None]
@@ -120,7 +126,8 @@ class RecordedTokens:
             made.again = self._record(work)
             back()
             made.again()
-            if not torch.allclose(made.logits, expected, atol=1e-2 * float(expected.abs().max())):
+            apart = torch.linalg.vector_norm((made.logits - expected).float())
+            if not apart <= _ROUNDING * torch.linalg.vector_norm(expected.float()):
                 raise RuntimeError("a recorded token is not the same as the one before it was recorded")
         finally:
             back()

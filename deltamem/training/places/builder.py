@@ -46,7 +46,7 @@ _FAMILIES, _SINGLES = 0.35, 0.35
 relations that are no family's, which are asked for in words of their own and answered in them."""
 _REST = 0.2
 """Share that is kept of the places outside of a value, but for those right after one: they are many, and much alike."""
-_BATCH = 24
+_BATCH, _BATCH_ON_GPU = 24, 192
 _OTHERS = 0.05
 """Share of the tokens that tell nothing that is kept, for the gates."""
 _LIKELY = 8
@@ -83,20 +83,21 @@ def build_bank(
     made = [people.episode(rng, difficulty(rng), split) for _ in range(episodes)]
     made.sort(key=lambda e: e.length)
     builder = _Builder(passes, torch.Generator().manual_seed(seed))
-    for start in range(0, episodes, _BATCH):
-        builder.add(made[start : start + _BATCH])
+    size = _BATCH if passes.device.type == "cpu" else _BATCH_ON_GPU
+    for start in range(0, episodes, size):
+        builder.add(made[start : start + size])
         say("reading what is told and asked", start / episodes)
     by_themselves = [people.episode(rng, alone(rng), split, facts=TOLD_ALONE) for _ in range(stock)]
     by_themselves.sort(key=lambda e: e.length)
-    for start in range(0, stock, _BATCH):
-        builder.put_by(by_themselves[start : start + _BATCH])
+    for start in range(0, stock, size):
+        builder.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
     openings = people.openings(rng)
-    for start in range(0, len(openings), _BATCH):
-        builder.begin(openings[start : start + _BATCH])
+    for start in range(0, len(openings), size):
+        builder.begin(openings[start : start + size])
         say("reading how replies begin", start / len(openings))
-    for start in range(0, len(ordinary), _BATCH):
-        builder.leave_alone(ordinary[start : start + _BATCH])
+    for start in range(0, len(ordinary), size):
+        builder.leave_alone(ordinary[start : start + size])
         say("reading ordinary talk", start / len(ordinary))
     return builder.bank()
 
@@ -133,8 +134,9 @@ class _Builder:
         self._tell(episodes, facts, _OTHERS)
         asked = [(i, q) for i, episode in enumerate(episodes) for q in episode.questions]
         asked.sort(key=lambda pair: len(pair[1].text))
-        for start in range(0, len(asked), _BATCH):
-            self._ask(episodes, asked[start : start + _BATCH], facts)
+        # As many windows at a time as histories.
+        for start in range(0, len(asked), len(episodes)):
+            self._ask(episodes, asked[start : start + len(episodes)], facts)
 
     def put_by(self, episodes: Sequence[Episode]) -> None:
         facts = [_facts(episode) for episode in episodes]
