@@ -47,6 +47,9 @@ def train_adapter(
     vocabulary: Annotated[
         int | None, typer.Option(min=0, help="Times every word piece is told as a value (places).")
     ] = None,
+    made_up: Annotated[
+        int | None, typer.Option(min=0, help="Conversations the backbone makes up, to be left alone (places).")
+    ] = None,
     cached_questions: Annotated[int | None, typer.Option(min=8, help="Questions in one of those steps.")] = None,
     cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,
@@ -143,6 +146,7 @@ def train_adapter(
         "key_steps": key_steps,
         "say_steps": say_steps,
         "vocabulary": vocabulary,
+        "made_up": made_up,
         "cached_questions": cached_questions,
         "cached_facts": cached_facts,
         "batch": batch,

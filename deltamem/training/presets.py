@@ -41,6 +41,7 @@ _PLACES = Preset(
         cached_questions=192,
         cached_facts=16,
         vocabulary=1,
+        made_up=200,
         learning_rate=4e-3,
         fitted_rate=1.0,
         value_rate=1.0,

@@ -44,6 +44,8 @@ class Recipe:
         say_steps: steps in which values, corrections and the base state alone learn to say what is read, after those.
         vocabulary: how often each of the tokenizer's word pieces is told, in place of values of the bank, where
             corrections go to the last layer. Once takes 1.5 GB with 26 layers of smollm2-135m.
+        made_up: conversations that the backbone makes up itself, beside the ordinary prompts, where corrections go to
+            the last layer.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.
         cached_talk: most turns of small talk in one.
@@ -92,6 +94,7 @@ class Recipe:
     key_steps: int = 0
     say_steps: int = 0
     vocabulary: int = 0
+    made_up: int = 0
     cached_questions: int = 64
     cached_facts: int = 8
     cached_talk: int = 8

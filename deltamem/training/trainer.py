@@ -22,6 +22,7 @@ from deltamem.training.checkpoints import load_checkpoint, save_checkpoint
 from deltamem.training.curriculum import WaitingCurriculum
 from deltamem.training.data import Made, Mix
 from deltamem.training.heldout import heldout_recall
+from deltamem.training.made_up import make_up
 from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.alone import fit_alone
@@ -178,8 +179,9 @@ class Trainer:
         recipe = self.recipe
         asked = ordinary.questions if ordinary is not None else []
         if self.passes.memory.config.corrections == "last":
+            made = make_up(self.passes, recipe.made_up, recipe.seed, self._preparing) if recipe.ordinary else []
             places = build_places(
-                self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing, stock=recipe.stock
+                self.passes, self.people, [*asked, *made], recipe.bank, recipe.seed, self._preparing, stock=recipe.stock
             )
             if self._fit is not None and not self.step:
                 self._fit(self.passes.memory, places, recipe.seed, self._preparing)

@@ -10,6 +10,7 @@ import torch
 from deltamem.episodes.batches import read_batch
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.training.made_up import make_up
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, joined
 from deltamem.training.places.builder import build_bank
@@ -102,3 +103,17 @@ def test_how_replies_begin_is_kept_of_every_question(
         found = Tail(passes.memory)(bank.opening_residuals, bank.candidates)
     inside = batch.expected()[0] != passes.form.following[0]
     torch.testing.assert_close(found, expected[inside], atol=0.05, rtol=0.05)
+
+
+def test_the_backbone_makes_up_ordinary_talk(passes: Passes, people: SyntheticPeople) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    made = make_up(passes, 5, seed=1)
+    assert torch.equal(torch.rand(1), expected), "nobody else's draws are moved"
+    assert len(made) == 5 and made == make_up(passes, 5, seed=1) and made != make_up(passes, 5, seed=2)
+    stop = passes.form.tokenizer.eos_token
+    assert all(q.kind == "ordinary" and q.text and q.answer and stop not in q.text + q.answer for q in made)
+    bank = build_bank(passes, people, made, 2)
+    assert bank.idle.shape[1] == int((read_batch(passes.form, [(0, q) for q in made]).targets != -100).sum())
+    assert make_up(passes, 0) == []

@@ -129,7 +129,7 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
     memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
     recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
                     reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2, key_steps=5, say_steps=5,
-                    vocabulary=1)  # fmt: skip
+                    vocabulary=1, made_up=2)  # fmt: skip
     passes = Passes(memory, ChatFormat.of(make_tokenizer()))
     said: list[str] = []
     trainer = Trainer(
@@ -140,7 +140,7 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
     assert list(dict.fromkeys(said))[-3:] == [
         "telling every word there is", "telling keys apart", "learning to say what is read"
     ]  # fmt: skip
-    assert "reading what is told and asked" in said
+    assert {"letting the backbone talk", "reading what is told and asked"} <= set(said)
 
 
 def test_places_are_laid_out_by_row_and_back() -> None:
