@@ -142,16 +142,6 @@ class DeltaLayer(nn.Module):
         """What `told_of` works on, (B, T, n): of a token, all that its write needs."""
         return F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._telling()), self._told_bias())
 
-    def key_products(self, x: Tensor) -> Tensor:
-        """The first of `told_products`, (B, T, H*r): with keys in pairs, what a token lends to the next one's."""
-        return F.linear(x.to(self.memory_q_proj.dtype), self.memory_k_proj)
-
-    def with_values(self, products: Tensor, x: Tensor) -> Tensor:
-        """`told_products` (B, T, n) with the values of other hidden states (B, T, hidden)."""
-        width = len(self.memory_k_proj)
-        values = F.linear(x.to(self.memory_v_proj.dtype), self.memory_v_proj)
-        return torch.cat([products[..., :width], values, products[..., 2 * width :]], dim=-1)
-
     def told(self, x: Tensor) -> Told:
         """What is written of hidden states x (B, T, hidden)."""
         return told_of(self.config, self.told_products(x))

@@ -250,15 +250,14 @@ def rows_of(part: str) -> list[Row]:
     """A part's rows; what it failed with is one of them, so that the others are measured all the same."""
     began = time.perf_counter()
     try:
+        gc.collect()
+        torch.cuda.empty_cache()  # in here: after a failed kernel this fails as well
         if part == "nf4" and find_spec("bitsandbytes") is None:
             return [("nf4", "bitsandbytes is not installed")]
         return [*PARTS[part](), (f"seconds for {part}", f"{time.perf_counter() - began:.0f}")]
     except Exception as error:
         traceback.print_exc()
         return [(part, f"FAILED: {type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}")]
-    finally:
-        gc.collect()
-        torch.cuda.empty_cache()
 
 
 def main() -> int:

@@ -145,6 +145,16 @@ def read_batch(form: ChatFormat, asked: Sequence[tuple[int, Question]]) -> ReadB
     return ReadBatch(ids, valid, of, targets[:, -most:], values[:, -most:], starts[:, -most:], reads)
 
 
+def left_padded(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """Token ids (N, T) that end together, and which of them are there (N, T)."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+    valid = torch.zeros_like(ids, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, -len(row) :] = torch.tensor(row)
+        valid[i, -len(row) :] = True
+    return ids, valid
+
+
 def ask_tokens(form: ChatFormat, question: Question) -> list[int]:
     """What follows the opening when a question is put: earlier turns, the question, the generation prompt."""
     tokens: list[int] = []

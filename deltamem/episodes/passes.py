@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from deltamem.chat_format import ChatFormat
-from deltamem.episodes.batches import ReadBatch, WriteBatch
+from deltamem.episodes.batches import ReadBatch, WriteBatch, left_padded
 from deltamem.memory import DeltaMemory
 from deltamem.state import MemoryState
 
@@ -133,12 +133,7 @@ class Passes:
     @torch.no_grad()
     def reply(self, asks: Sequence[list[int]], state: MemoryState | None, max_tokens: int) -> list[str]:
         """Greedy replies to `ask_tokens`, number i asked of the state's sequence i (None: the frozen backbone)."""
-        length = max(map(len, asks))
-        ids = torch.zeros(len(asks), length, dtype=torch.long, device=self.device)
-        valid = torch.zeros(len(asks), length, dtype=torch.bool, device=self.device)
-        for i, ask in enumerate(asks):
-            ids[i, -len(ask) :] = torch.tensor(ask)
-            valid[i, -len(ask) :] = True
+        ids, valid = (x.to(self.device) for x in left_padded(asks))
         mask, positions = self._mask(valid), self._positions(valid)
         if state is not None:
             self.memory.state = state

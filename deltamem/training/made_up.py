@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from deltamem.episodes.batches import left_padded
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.training.places.bank import Report
@@ -58,22 +59,18 @@ def make_up(passes: Passes, count: int, seed: int = 0, report: Report | None = N
 
 def _go_on(passes: Passes, starts: Sequence[list[int]], most: int) -> list[tuple[list[int], bool]]:
     """What comes after each start, drawn, and whether it came to an end."""
-    length, stops = max(map(len, starts)), sorted(passes.form.stops)
-    ids = torch.full((len(starts), length), stops[0])
-    there = torch.zeros_like(ids)
-    for row, start in enumerate(starts):
-        ids[row, -len(start) :] = torch.tensor(start)
-        there[row, -len(start) :] = 1
+    stops = sorted(passes.form.stops)
+    ids, valid = left_padded(starts)
     found: Tensor = passes.model.generate(
         input_ids=ids.to(passes.device),
-        attention_mask=there.to(passes.device),
+        attention_mask=valid.long().to(passes.device),
         max_new_tokens=most,
         eos_token_id=stops,
         pad_token_id=stops[0],
         **_DRAWN,
     )
     said = []
-    for tokens in found[:, length:].tolist():
+    for tokens in found[:, ids.shape[1] :].tolist():
         end = next((n for n, token in enumerate(tokens) if token in stops), len(tokens))
         said.append((tokens[:end], end < len(tokens)))
     return said

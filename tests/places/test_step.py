@@ -88,11 +88,15 @@ def test_keys_are_altered_by_what_values_of_the_same_differ_in(
 
 
 def test_values_of_others_are_written_with_own_keys_and_gates(passes: Passes) -> None:
-    layer: Any = passes.memory.adapter[0]
+    layer = delta_layers(passes.memory)[0]
     x, y = torch.randn(2, 5, layer.hidden_size), torch.randn(2, 5, layer.hidden_size)
     with torch.no_grad():
-        mixed = told_of(layer.config, layer.with_values(layer.told_products(x), y))
-        own, others = layer.told(x), layer.told(y)
+        mine, theirs = x.flatten(0, 1)[None], y.flatten(0, 1)[None]
+        mixed, own = (
+            told_of(layer.config, Stacked([layer]).told_products(mine, None, said).view(2, 5, -1))
+            for said in (theirs, mine)
+        )
+        others = layer.told(y)
     assert torch.equal(mixed.k, own.k) and torch.equal(mixed.gates.write, own.gates.write)
     torch.testing.assert_close(mixed.v, others.v)
 
@@ -172,8 +176,10 @@ def test_layers_side_by_side_are_the_layers(passes: Passes) -> None:
         found = stacked.corrections(reads)
         expected = torch.zeros_like(found)
         for i, layer in enumerate(layers):
-            products = paired(layer.told_products(x[i]), layer.key_products(before[i]))
-            torch.testing.assert_close(told[i], layer.with_values(products, said[i]))
+            width = len(layer.memory_k_proj)
+            products = paired(layer.told_products(x[i]), before[i] @ layer.memory_k_proj.T)
+            products[:, width : 2 * width] = said[i] @ layer.memory_v_proj.T
+            torch.testing.assert_close(told[i], products)
             own = torch.cat([layer.read(x[i, None, None, n], states[i, None, row])[0] for n, row in enumerate(rows)])
             torch.testing.assert_close(reads[:, i].flatten(1), own, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(gates[0][i], layer.write_gates(x[i]).flatten(1))

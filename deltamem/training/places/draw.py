@@ -115,15 +115,16 @@ class Drawing:
         # Those to choose from: values of one token.
         self._words = [t for f in alike if len({self._ids[t] for t in f.told}) == 1 for t in f.told]
         words = {self._ids[t] for t in self._words}
-        self._swappable = {fact.told[0]: sorted(words & {self._ids[t] for t in fact.told}) for fact in alike}
+        told = {fact.told[0]: {self._ids[t] for t in fact.told} for fact in alike}
+        # Any piece of the vocabulary can go on a value, so with those all tokens of a value can be told with another's.
+        swappable = told if bank.words is not None else {first: words & ids for first, ids in told.items()}
+        self._swappable = {first: sorted(ids) for first, ids in swappable.items()}
         self._first_words: list[int] = []
         self._later_words: list[int] = []
         if bank.words is not None:
             for n, later in enumerate(bank.words.later.tolist(), len(self._ids)):
                 (self._later_words if later else self._first_words).append(n)
             self._ids = self._ids + bank.words.ids.tolist()
-            # Any piece can go on a value, so all of theirs can be told with another's.
-            self._swappable = {fact.told[0]: sorted({self._ids[t] for t in fact.told}) for fact in alike}
 
     def _said_alike(self, fact: Fact) -> bool:
         """Its value is of the same tokens wherever it is said; at the head of a message they are others."""
