@@ -36,7 +36,7 @@ def train_adapter(
     ] = None,
     start: Annotated[Path | None, typer.Option("--from", help="Begin with this adapter.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --output.")] = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="Optimizer steps.")] = None,
     cached_steps: Annotated[
         int | None, typer.Option(min=0, help="So many of them, the first, on hidden states worked out once.")
     ] = None,
@@ -44,6 +44,9 @@ def train_adapter(
     stock: Annotated[int | None, typer.Option(min=0, help="Episodes besides, told and not asked (places).")] = None,
     key_steps: Annotated[int | None, typer.Option(min=0, help="Steps of keys alone before those (places).")] = None,
     say_steps: Annotated[int | None, typer.Option(min=0, help="Steps of values alone before those (places).")] = None,
+    opening_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of how replies begin alone, after all others (places).")
+    ] = None,
     vocabulary: Annotated[
         int | None, typer.Option(min=0, help="Times every word piece is told as a value (places).")
     ] = None,
@@ -145,6 +148,7 @@ def train_adapter(
         "stock": stock,
         "key_steps": key_steps,
         "say_steps": say_steps,
+        "opening_steps": opening_steps,
         "vocabulary": vocabulary,
         "made_up": made_up,
         "cached_questions": cached_questions,

@@ -120,6 +120,8 @@ def chosen_preset(options: TrainOptions) -> Any:
         # An adapter's are trained already.
         recipe.setdefault("key_steps", 0)
         recipe.setdefault("say_steps", 0)
+    if recipe.get("steps") == 0 and not recipe.get("opening_steps", preset.recipe.opening_steps):
+        raise DataError("--steps 0 leaves nothing to train; give --opening-steps, or more steps")
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")
     if "batch" in recipe and "questions" not in recipe:
@@ -195,7 +197,7 @@ class _Bar:
         self._view.stop()
 
     def preparing(self, stage: str, share: float) -> None:
-        """Progress of the warm start."""
+        """Progress of what comes before the steps, and after them."""
         if self._warm is None:
             self._warm = self._view.add_task(stage, total=100)
         self._view.update(self._warm, description=stage, completed=100 * share)
@@ -205,6 +207,7 @@ class _Bar:
         if self._task is None:
             if self._warm is not None:
                 self._view.remove_task(self._warm)
+                self._warm = None
             self._task = self._view.add_task("training", total=self._steps)
         self._view.update(
             self._task,

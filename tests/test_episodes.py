@@ -167,7 +167,9 @@ def test_lists_and_long_values(people: SyntheticPeople) -> None:
 def test_some_relations_are_never_trained_on(people: SyntheticPeople) -> None:
     kept = {r.id for r in people.heldout_relations}
     assert len(people.relations) >= 60 and len(kept) >= 10 and not kept & {r.id for r in people.relations}
-    assert {q.topic for e in everything(people, Difficulty(), facts=3, new_relations=True) for q in e.questions} <= kept
+    assert {
+        q.topic for e in everything(people, Difficulty(), facts=3, among=people.heldout_relations) for q in e.questions
+    } <= kept
     assert not set(people.ordinary["train"]) & set(people.ordinary["heldout"])
     assert not {t.user for t in people.talk("train")} & {t.user for t in people.talk("heldout")}
 

@@ -75,6 +75,12 @@ def singles(relations: list[Relation]) -> list[Relation]:
     return made
 
 
+def unusual(relations: list[Relation]) -> list[Relation]:
+    """Relations with one way to ask each that training never sees, in words that are far from the others."""
+    data = read_data("singles.json")["phrasings"]
+    return [replace(r, questions=(way,)) for r in relations if r.id in data for way in data[r.id]["unusual"]]
+
+
 def _once(phrasings: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(phrasings))
 

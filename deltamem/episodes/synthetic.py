@@ -14,7 +14,7 @@ from typing import Any
 
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
-from deltamem.episodes.relation_data import families, read_data, singles, told_relations
+from deltamem.episodes.relation_data import families, read_data, singles, told_relations, unusual
 from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.words import Split, made_up, split_words
 from deltamem.errors import DataError
@@ -37,6 +37,7 @@ class SyntheticPeople:
         families: more of them, which differ in a noun alone; some say the same in other words.
         singles: those of `relations` that are no family's, in more words, and others of that sort.
         heldout_relations: those that never are.
+        unusual: some of `relations`, each with one way to ask for it that is out of the ordinary, all of them held out.
         ordinary: prompts on which memory is to change nothing, by split.
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
         replies: the backbone's own replies to statements, by relation, with ``{v}`` for the value. Empty at first.
@@ -48,6 +49,7 @@ class SyntheticPeople:
         self.families = families()
         self.singles = singles(self.relations)
         self.heldout_relations = [r for r in relations if r.heldout]
+        self.unusual = unusual(self.relations)
         sorts: dict[str, dict[str, list[str]]] = read_data("values.json")
         self._natural: dict[Split, dict[str, list[str]]] = {"train": {}, "heldout": {}}
         self._likely: dict[str, list[str]] = {}
@@ -91,7 +93,7 @@ class SyntheticPeople:
         difficulty: Difficulty,
         split: Split,
         facts: int | None = None,
-        new_relations: bool = False,
+        among: Sequence[Relation] | None = None,
         values: Split | None = None,
     ) -> Episode:
         """One episode: up to `difficulty.facts` facts (or exactly `facts`), each asked about.
@@ -101,14 +103,15 @@ class SyntheticPeople:
             difficulty: what the episode may hold.
             split: of phrasings, people and small talk, and of values where `values` says nothing else.
             facts: how many facts; None for a random number.
-            new_relations: take the facts from relations that training never sees.
+            among: take the facts from these relations.
             values: split of the values.
         """
-        relations = self.heldout_relations if new_relations else self.relations[: difficulty.relations]
-        if difficulty.families and not new_relations:
-            relations = self._one_of_each(rng, relations)
-        elif difficulty.singles and not new_relations:
-            relations = self.singles
+        if among is not None:
+            relations = list(among)
+        elif difficulty.families:
+            relations = self._one_of_each(rng, self.relations[: difficulty.relations])
+        else:
+            relations = self.singles if difficulty.singles else self.relations[: difficulty.relations]
         if facts is None and difficulty.nothing and rng.random() < difficulty.nothing:
             facts, difficulty = 0, replace(difficulty, unknown=1.0, noted=0.0)
         count = facts if facts is not None else rng.randint(1, difficulty.facts)

@@ -6,7 +6,9 @@ list of prompts: read gates that had seen replies to 390 prompts alone stood ope
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from deltamem.episodes.batches import left_padded
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
+from deltamem.paths import write_private
 from deltamem.training.places.bank import Report
 
 _BATCH = 32
@@ -23,6 +26,22 @@ _SHORTEST = 4
 _DRAWN = {"do_sample": True, "temperature": 1.0, "top_p": 0.95, "top_k": 0}
 _FUTILE = 10
 """Batches without a single message after which a backbone is taken to make none up."""
+TALK_FILE = "made_up.json"
+
+
+def kept_talk(passes: Passes, count: int, seed: int, directory: Path, report: Report | None = None) -> list[Question]:
+    """What `make_up` makes, kept in a directory, so that a run that goes on need not make it again."""
+    file, made_with = directory / TALK_FILE, {"count": count, "seed": seed}
+    try:
+        known = json.loads(file.read_text("utf-8"))
+        if known["made with"] == made_with:
+            return [Question(asked, said, kind="ordinary") for asked, said in known["talk"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    made = make_up(passes, count, seed, report)
+    talk = [(question.text, question.answer) for question in made]
+    write_private(file, json.dumps({"made with": made_with, "talk": talk}, ensure_ascii=False).encode())
+    return made
 
 
 @torch.no_grad()

@@ -83,7 +83,8 @@ def prepare(
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
         raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
-    on_places = memory.config.corrections == "last" and preset.recipe.cached_steps > 0
+    recipe = preset.recipe
+    on_places = memory.config.corrections == "last" and (recipe.cached_steps > 0 or recipe.opening_steps > 0)
     if memory.config.keys == "pair" and not on_places:
         raise DataError("keys in pairs are learnt by steps on places alone; use --preset places")
     if checkpointing:

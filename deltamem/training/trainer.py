@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from deltamem.adapter import save_adapter
-from deltamem.episodes.episode import Episode
+from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.memory import DeltaMemory
@@ -22,12 +22,13 @@ from deltamem.training.checkpoints import load_checkpoint, save_checkpoint
 from deltamem.training.curriculum import WaitingCurriculum
 from deltamem.training.data import Made, Mix
 from deltamem.training.heldout import heldout_recall
-from deltamem.training.made_up import make_up
+from deltamem.training.made_up import kept_talk
 from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.alone import fit_alone
 from deltamem.training.places.bank import Bank, Report, with_words
 from deltamem.training.places.builder import build_bank as build_places
+from deltamem.training.places.openings import fit_openings
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.recipe import Recipe
@@ -101,7 +102,8 @@ class Trainer:
         self.best = 0.0
         self.since_best = 0
         self._tensorboard, self._fit = tensorboard, fit
-        self._stopping = self.stopped = False
+        self._stopping = self.stopped = self.finished = False
+        self._places: Bank | None = None
         memory = passes.memory
         memory.adapter.requires_grad_(True)
         self.parameters = dict(memory.adapter.named_parameters())
@@ -129,6 +131,7 @@ class Trainer:
                 "stage_accuracy": self.curriculum.accuracy,
                 "best": self.best,
                 "since_best": self.since_best,
+                "finished": self.finished,
                 "recipe": self.recipe.to_dict(),
             }
             save_checkpoint(self.directory, dict(self.parameters), self.optimizer, progress)
@@ -140,6 +143,7 @@ class Trainer:
         progress = load_checkpoint(self.directory, dict(self.parameters), self.optimizer)
         self.step, self.seconds = progress["step"], progress["seconds"]
         self.best, self.since_best = progress.get("best", 0.0), progress.get("since_best", 0)
+        self.finished = progress.get("finished", False)
         self.curriculum.stage = min(progress["stage"], len(self.curriculum.stages) - 1)
         self.curriculum.steps = progress["stage_steps"]
         self.curriculum.accuracy = progress["stage_accuracy"]
@@ -159,7 +163,8 @@ class Trainer:
         if recipe.ordinary:
             ordinary = OrdinaryTalk(self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory)
         step = TrainingStep(self.passes, recipe, ordinary, self.team)
-        cached = self._cached_step(ordinary) if self.step < recipe.cached_steps else None
+        to_finish = self._last_layer and recipe.opening_steps > 0 and not self.finished
+        cached = self._cached_step(ordinary) if self.step < recipe.cached_steps or to_finish else None
         while self.step < recipe.steps and not (recipe.patience and self.since_best >= recipe.patience):
             if self.step >= recipe.cached_steps:
                 cached = None  # a bank takes gigabytes
@@ -172,14 +177,23 @@ class Trainer:
             if any(self.team.gather(self._stopping)):  # a signal need not reach all processes at the same step
                 self.stopped = True
                 break
-        if self.step % recipe.save_every:
+        if to_finish and not self.stopped and self._places is not None:
+            fit_openings(self.passes.memory, self._places, recipe.opening_steps, recipe.seed, self._preparing)
+            self.finished = True
+        if self.step % recipe.save_every or self.finished:
             self.save()
+
+    @property
+    def _last_layer(self) -> bool:
+        return self.passes.memory.config.corrections == "last"
 
     def _cached_step(self, ordinary: OrdinaryTalk | None) -> CachedStep | PlacesStep:
         recipe = self.recipe
         asked = ordinary.questions if ordinary is not None else []
-        if self.passes.memory.config.corrections == "last":
-            made = make_up(self.passes, recipe.made_up, recipe.seed, self._preparing) if recipe.ordinary else []
+        if self._last_layer:
+            made: list[Question] = []
+            if recipe.ordinary and recipe.made_up:
+                made = kept_talk(self.passes, recipe.made_up, recipe.seed, self.directory, self._preparing)
             places = build_places(
                 self.passes, self.people, [*asked, *made], recipe.bank, recipe.seed, self._preparing, stock=recipe.stock
             )
@@ -190,6 +204,7 @@ class Trainer:
                 places = with_words(places, words)
             if not self.step:
                 fit_alone(self.passes.memory, places, recipe, self._preparing)
+            self._places = places if recipe.opening_steps else None
             return PlacesStep(self.passes, recipe, places, self.team)
         bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
         return CachedStep(self.passes, recipe, bank, ordinary, self.team)

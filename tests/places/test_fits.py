@@ -19,6 +19,7 @@ from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import build_bank
 from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
+from deltamem.training.places.openings import Openings, fit_openings
 from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.places.start import pairs, start_from
 from deltamem.training.places.vocabulary import _told_in, tell_vocabulary
@@ -87,7 +88,7 @@ def test_keys_trained_on_their_own_are_found_from_more_places(
     monkeypatch.setattr("deltamem.training.places.keys._COMPARED", 24)
     bank = build_bank(passes, people, IDLE, 24, stock=6)
     before, said = how_found(passes.memory, bank), []
-    fit_keys(passes.memory, bank, 60, report=lambda what, _share: said.append(what))
+    fit_keys(passes.memory, bank, 150, report=lambda what, _share: said.append(what))
     after = how_found(passes.memory, bank)
     assert after.own > before.own + 0.1 and after.by_layer < before.by_layer
     assert after.after < after.own / 2
@@ -144,6 +145,22 @@ def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, peop
     assert all(after[name] < loss for name, loss in before.items() if name != "idle")
     assert all(torch.equal(a, b.memory_k_proj) for a, b in zip(keys, delta_layers(passes.memory), strict=True))
     assert set(said) == {"telling every word there is", "learning to say what is read"}
+
+
+def test_how_replies_begin_is_learnt_without_touching_what_is_written(passes: Passes, people: SyntheticPeople) -> None:
+    people.families, people.singles = [], people.relations
+    bank, memory = build_bank(passes, people, IDLE, 12), passes.memory
+    start_from(memory, bank)
+    memory.adapter.requires_grad_(True)
+    before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
+    openings, said = Openings(memory, bank), []
+    right, loss = openings.right(), float(openings.loss().detach())
+    fit_openings(memory, bank, 60, report=lambda what, _share: said.append(what))
+    assert openings.right() > right + 0.2 and float(openings.loss().detach()) < loss
+    after = memory.adapter.state_dict()
+    moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}
+    assert set(said) == {"learning how replies begin"}
 
 
 def test_every_word_piece_but_those_held_out_is_told(passes: Passes, people: SyntheticPeople) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.episodes.relations import Relation
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
 from deltamem.evaluation.items import Item, Task
@@ -15,7 +16,7 @@ from deltamem.evaluation.scoring import exact_match, names, says_unknown, token_
 
 FACTS = (1, 2, 4, 8, 16, 32)
 DISTANCES = (0, 10, 50, 200)
-PARTS = ("facts", "new values", "likely values", "distance", "held out", "kind")
+PARTS = ("facts", "new values", "likely values", "unusual words", "distance", "held out", "kind")
 _PLAIN = 4
 """Facts told where something else is varied."""
 KINDS: dict[str, dict[str, Any]] = {
@@ -41,7 +42,8 @@ def recall_task(
     All of them take values and phrasings that training never saw, but for the rows of `new values`, which take the
     values alone, and those of `held out` that say otherwise. Values are words drawn at random ("I live in Holmes."),
     and in the rows of `likely values` such as one would expect ("I live in Lisbon."), which training told of nothing
-    that they fit: what a backbone expects is written, and read, differently.
+    that they fit: what a backbone expects is written, and read, differently. `unusual words` asks for one fact in ways
+    that are far from all others.
 
     Args:
         tokenizer: the backbone's; its words are the values.
@@ -61,6 +63,8 @@ def recall_task(
         builder.add({"new values": count}, count, split="train", values="heldout")
     for count in facts if "likely values" in parts else ():
         builder.add({"likely values": count}, count, Difficulty(natural=1.0))
+    if "unusual words" in parts:
+        builder.add({"unusual words": 1}, 1, among=builder.people.unusual)
     for distance in distances if "distance" in parts else ():
         builder.add({"distance": distance}, _PLAIN, distance=distance)
     if "held out" in parts:
@@ -68,7 +72,7 @@ def recall_task(
         builder.add({"held out": "nothing"}, _PLAIN, split="train", values="train")
         builder.add({"held out": "values"}, _PLAIN, split="train", values="heldout")
         builder.add({"held out": "phrasings"}, _PLAIN, values="train")
-        builder.add({"held out": "relations too"}, _PLAIN, new_relations=True)
+        builder.add({"held out": "relations too"}, _PLAIN, among=builder.people.heldout_relations)
     for kind, what in KINDS.items():
         if "kind" in parts or kind in parts:
             builder.add({"kind": kind}, **what)
@@ -103,7 +107,7 @@ def score(item: Item, reply: str) -> dict[str, float]:
 
 class _Builder:
     def __init__(self, people: SyntheticPeople, questions: int, seed: int) -> None:
-        self._people, self._questions, self._seed = people, questions, seed
+        self.people, self._questions, self._seed = people, questions, seed
         self.histories: dict[str, Sequence[Turn]] = {}
         self.items: list[Item] = []
 
@@ -114,7 +118,7 @@ class _Builder:
         difficulty: Difficulty | None = None,
         split: Split = "heldout",
         values: Split | None = None,
-        new_relations: bool = False,
+        among: Sequence[Relation] | None = None,
         distance: int = 0,
         only: str = "",
     ) -> None:
@@ -123,8 +127,8 @@ class _Builder:
         rng = random.Random(f"recall-{self._seed}-{name}")
         per_conversation = 1 if only else facts
         for number in range(-(-self._questions // per_conversation)):
-            episode = self._people.episode(
-                rng, difficulty or Difficulty(), split, facts=facts, new_relations=new_relations, values=values
+            episode = self.people.episode(
+                rng, difficulty or Difficulty(), split, facts=facts, among=among, values=values
             )
             conversation = f"{name}, {number}"
             self.histories[conversation] = [*episode.history, *self._small_talk(rng, distance)]
@@ -135,7 +139,7 @@ class _Builder:
     def _small_talk(self, rng: random.Random, count: int) -> list[Turn]:
         turns: list[Turn] = []
         while len(turns) < count:
-            turns += rng.sample(self._people.talk("heldout"), len(self._people.talk("heldout")))
+            turns += rng.sample(self.people.talk("heldout"), len(self.people.talk("heldout")))
         return turns[:count]
 
 

@@ -22,6 +22,7 @@ def descend(
     what: str,
     report: Report | None = None,
     clip: float | None = None,
+    rates: Sequence[float] | None = None,
 ) -> None:
     """Steps of Adam with a warm-up and a cosine decay.
 
@@ -32,11 +33,16 @@ def descend(
         what: is being done, for `report`.
         report: called with that and the share done.
         clip: largest gradient norm.
+        rates: of each weight, relative; None is 1 for all.
     """
-    optimizer = torch.optim.Adam(weights, lr=_RATE, betas=(0.9, 0.98))
+    scales = [1.0] * len(weights) if rates is None else rates
+    optimizer = torch.optim.Adam(
+        [{"params": [w], "scale": scale} for w, scale in zip(weights, scales, strict=True)], lr=_RATE, betas=(0.9, 0.98)
+    )
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = _RATE * min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            rate = _RATE * min(1, (step + 1) / _WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = group["scale"] * rate
         found = loss()
         optimizer.zero_grad()
         found.backward()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from deltamem.key_pairs import paired
 from deltamem.layer import DeltaLayer, read_gate_above, unit
+from deltamem.side_by_side import write_side_by_side
 from deltamem.training.places.by_row import ByRow
 
 
@@ -42,6 +43,23 @@ class Stacked:
         keys, values = self._product(found_by, "memory_k_proj"), self._product(said, "memory_v_proj")
         products = torch.cat([keys, values, *made], dim=-1)
         return products if before is None else paired(products, self._product(before, "memory_k_proj"))
+
+    def written(self, found_by: Tensor, before: Tensor | None, said: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """What histories leave behind: states (layers, B, H, r, r), and `told_products` (layers, B, T, n).
+
+        Args:
+            found_by: of their tokens, (layers, B, T, hidden size).
+            before: the same of what was written right before, with keys in pairs.
+            said: the same of what values are made of.
+            valid: (B, T).
+        """
+        config = self.config
+        flat = None if before is None else before.flatten(1, 2)
+        products = self.told_products(found_by.flatten(1, 2), flat, said.flatten(1, 2))
+        products = products.unflatten(1, valid.shape)
+        sides = config.num_state_heads, config.rank, config.rank
+        empty = torch.zeros(len(valid), *sides, device=products.device)
+        return write_side_by_side(config, products.unbind(), [empty] * len(products), valid, None)[0], products
 
     def write_gates(self, x: Tensor) -> Tensor:
         """How far write gates stand open, (layers, N, gates), before any floor."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from deltamem.episodes.passes import Passes
 from deltamem.layer import told_of
-from deltamem.side_by_side import write_side_by_side
 from deltamem.training.objective import SILENT, towards
 from deltamem.training.places.bank import Bank
 from deltamem.training.places.by_row import ByRow
@@ -175,14 +174,11 @@ class PlacesStep:
         found_by, before, said = self._altered(told, bank.told, drawn, far), None, told
         if config.keys == "pair":
             before = self._jittered(bank.before[:, drawn.told.flatten()]).unflatten(1, drawn.told.shape)
-            before = self._altered(before, bank.before, drawn, far).flatten(1, 2)
+            before = self._altered(before, bank.before, drawn, far)
         if not torch.equal(drawn.said, drawn.told):
-            said = self._jittered(bank.said(drawn.said.flatten()))
+            said = self._jittered(bank.said(drawn.said.flatten())).unflatten(1, drawn.told.shape)
         stacked = Stacked(delta_layers(self._passes.memory))
-        products = stacked.told_products(found_by.flatten(1, 2), before, said.flatten(1, -2))
-        products = products.unflatten(1, drawn.told.shape)
-        empty = torch.zeros(len(valid), config.num_state_heads, config.rank, config.rank, device=device)
-        state, _ = write_side_by_side(config, products.unbind(), [empty] * len(products), valid, None)
+        state, products = stacked.written(found_by, before, said, valid)
         opened = stacked.write_gates(told.flatten(1, 2))[:, valid.flatten()]
         gates = towards(opened, _OPEN)
         if other.shape[1]:
