@@ -224,7 +224,8 @@ def evaluate(
     parts: Annotated[
         str,
         typer.Option(
-            help="recall: all, or some of facts, new values, likely values, distance, held out, kind, or one kind."
+            help="recall: all, or some of facts, new values, likely values, unusual words, distance, held out, kind, "
+            "or one kind."
         ),
     ] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions (windows of text).")] = None,

@@ -174,6 +174,17 @@ def test_some_relations_are_never_trained_on(people: SyntheticPeople) -> None:
     assert not {t.user for t in people.talk("train")} & {t.user for t in people.talk("heldout")}
 
 
+def test_unusual_ways_to_ask_are_never_trained_on(people: SyntheticPeople) -> None:
+    ways = {r.questions[0] for r in people.unusual}
+    assert len(ways) == len(people.unusual) > 100
+    known = {w for r in (*people.relations, *people.singles, *people.families) for w in r.questions}
+    assert not ways & known
+    asked = [q.text for q in people.openings(random.Random(0))]
+    assert not any(way in text for way in ways for text in asked)
+    for episode in everything(people, Difficulty(), facts=1, among=people.unusual):
+        assert {q.text for q in episode.questions} <= ways
+
+
 def test_more_words_and_relations_keep_off_what_is_held_out(people: SyntheticPeople) -> None:
     kept = {p for r in people.relations for p in (r.statements[-1], r.questions[-1])}
     kept |= {p for r in people.heldout_relations for p in (*r.statements, *r.questions)}
