@@ -12,7 +12,7 @@ from deltamem.errors import DataError, ProfileError
 from deltamem.inspection import HeadSummary, Matrices, Moment, Overview, matrix_rows, overview, summarize
 from deltamem.profiles import Profile, ProfileStore, load_profile
 from deltamem.profiles.history import History
-from deltamem_cli.terminal import heatmap, notice, out, pairs, table, write_json
+from deltamem_cli.terminal import counted, heatmap, notice, out, pairs, table, write_json
 
 _LATELY = 10
 
@@ -144,13 +144,15 @@ def _lines(profile: Profile, seen: Overview) -> list[tuple[str, str]]:
     if seen.empty:
         return [*lines, ("memory", "empty")]
     lately = f", the last {seen.lately_turns} by {100 * seen.lately:.0f} %" if seen.lately_turns > 1 else ""
-    turns = "1 turn" if info.turns == 1 else f"{info.turns} turns"
     saturated = _saturated(seen, len(info.layers))
     loud = f"layers {_ranges(seen.loud)} stand out (over five times the median norm)" if seen.loud else "none"
     return [
         *lines,
         ("how full", f"{100 * seen.fullness:.0f} %: {seen.used:.1f} of {seen.rank} directions of a layer are in use"),
-        ("how fresh", f"{turns}, {info.tokens} tokens, last written {_ago(info.updated)}"),
+        (
+            "how fresh",
+            f"{counted(info.turns, 'turn')}, {counted(info.tokens, 'token')}, last written {_ago(info.updated)}",
+        ),
         ("what changed", f"the last turn changed it by {100 * seen.last_turn:.0f} %{lately}"),
         ("saturated", saturated),
         ("out of the ordinary", loud),

@@ -21,7 +21,7 @@ from deltamem.session import TurnFinished
 from deltamem_cli.exhausted import guard_memory
 from deltamem_cli.replies import show_reply
 from deltamem_cli.signals import stopping
-from deltamem_cli.terminal import fail, notice, pairs, quiet_keys, show_writes
+from deltamem_cli.terminal import counted, fail, notice, pairs, quiet_keys, show_writes
 
 _MODES = ("on", "read", "off")
 
@@ -105,7 +105,7 @@ class Repl:
         memory = "no memory" if chat.memory is None else f"adapter {chat.adapter}"
         notice(f"{chat.backbone.name} on {chat.backbone.device.type}, {memory}. /help lists commands, Ctrl-D leaves.")
         if chat.memory is not None:
-            came = f"{chat.turns} turns remembered" if chat.turns else "nothing remembered yet"
+            came = f"{counted(chat.turns, 'turn')} remembered" if chat.turns else "nothing remembered yet"
             notice(f"Profile {chat.profile_name}: {came}" + (", read-only" if chat.read_only else "") + ".")
 
     def _toolbar(self) -> AnyFormattedText:
@@ -127,7 +127,7 @@ class Repl:
         """Show the profile in use, or go on with another: /profile NAME"""
         if rest:
             self.chat.open_profile(rest)
-            notice(f"Profile {rest}: {self.chat.turns} turns remembered.")
+            notice(f"Profile {rest}: {counted(self.chat.turns, 'turn')} remembered.")
         elif self.chat.profile is None:
             notice("No profile: this backbone has no adapter.")
         else:

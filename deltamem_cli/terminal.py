@@ -54,6 +54,11 @@ def notice(text: str, style: str = "dim") -> None:
     err.print(Text(clean(text), style=style))
 
 
+def counted(count: int, what: str) -> str:
+    """So many of something: 1 turn, 2 turns."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def fail(text: str) -> None:
     """An error, in one line, on standard error."""
     err.print(Text.assemble(("error: ", "bold red"), clean(" ".join(text.split()))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from deltamem_cli.terminal import err, notice, table
 
 _OF_ITS_OWN = 0.8
 """Most of the steps that are cached where there is other data than the generator's: that wants whole ones."""
+_EVERY = 60.0
+"""Seconds between two lines about progress in a log."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +191,9 @@ class _Bar:
         self._shown = shown
         self._warm: Any = None
         self._task: Any = None
+        # Where no bar can be drawn, in a log, a line now and then.
+        self._lines = shown and not err.is_terminal
+        self._stage, self._said = "", 0.0
 
     def __enter__(self) -> _Bar:
         self._view.start()
@@ -201,6 +207,7 @@ class _Bar:
         if self._warm is None:
             self._warm = self._view.add_task(stage, total=100)
         self._view.update(self._warm, description=stage, completed=100 * share)
+        self._line(stage, f"{stage}: {share:.0%}")
 
     def step(self, report: Any) -> None:
         """Progress of the training."""
@@ -209,11 +216,16 @@ class _Bar:
                 self._view.remove_task(self._warm)
                 self._warm = None
             self._task = self._view.add_task("training", total=self._steps)
-        self._view.update(
-            self._task,
-            completed=report.step,
-            description=f"stage {report.stage}, loss {report.loss:.2f}, values right {report.accuracy:.0%}",
-        )
+        now = f"stage {report.stage}, loss {report.loss:.2f}, values right {report.accuracy:.0%}"
+        self._view.update(self._task, completed=report.step, description=now)
+        self._line("training", f"step {report.step} of {self._steps}: {now}")
         if report.recall and self._shown:
             said = ", ".join(f"{n} facts {s['named']:.0%}" for n, s in report.recall.items())
             notice(f"step {report.step}: held-out recall {said}")
+
+    def _line(self, stage: str, text: str) -> None:
+        """Say it where there is no bar, at the beginning of a stage and then once a minute."""
+        now = time.monotonic()
+        if self._lines and (stage != self._stage or now - self._said > _EVERY):
+            self._stage, self._said = stage, now
+            notice(text)

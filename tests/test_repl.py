@@ -51,7 +51,7 @@ def test_a_chat_with_commands(repl: pexpect.spawn, tmp_path: Path) -> None:
     send(repl, "/nonsense", "there is no command /nonsense")
     send(repl, "/profile other", "Profile other: 0 turns")
     send(repl, "in the other", "cut at 6 tokens")
-    send(repl, "/profile work", "Profile work: 1 turns")
+    send(repl, "/profile work", "Profile work: 1 turn")
     send(repl, "/undo", "The last turn is taken back")
     send(repl, "/undo", "no turn to take back")
     send(repl, "/redo", "Back at turn 1")
@@ -114,7 +114,7 @@ def test_a_terminal_that_is_closed_during_a_reply_leaves_the_turn_saved(repl: pe
     environment = {**os.environ, "DELTAMEM_HOME": str(tmp_path / "home"), "TERM": "xterm-256color"}
     words = ["3000" if word == b"6" else word.decode() for word in repl.args[1:]]
     child = pexpect.spawn(sys.executable, words, env=environment, encoding="utf-8", timeout=120)
-    child.expect("1 turns remembered")
+    child.expect("1 turn remembered")
     child.expect_exact(READY)
     child.send("again\r")
     child.expect("\n.*\n")
