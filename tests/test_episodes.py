@@ -174,15 +174,19 @@ def test_some_relations_are_never_trained_on(people: SyntheticPeople) -> None:
     assert not {t.user for t in people.talk("train")} & {t.user for t in people.talk("heldout")}
 
 
-def test_unusual_ways_to_ask_are_never_trained_on(people: SyntheticPeople) -> None:
-    ways = {r.questions[0] for r in people.unusual}
-    assert len(ways) == len(people.unusual) > 100
-    known = {w for r in (*people.relations, *people.singles, *people.families) for w in r.questions}
-    assert not ways & known
-    asked = [q.text for q in people.openings(random.Random(0))]
-    assert not any(way in text for way in ways for text in asked)
-    for episode in everything(people, Difficulty(), facts=1, among=people.unusual):
-        assert {q.text for q in episode.questions} <= ways
+def test_unusual_ways_to_tell_and_to_ask_are_never_trained_on(people: SyntheticPeople) -> None:
+    made = people.openings(random.Random(0))
+    for what, fewest in (("questions", 140), ("statements", 110)):
+        unusual = people.unusual[what]
+        ways = {getattr(r, what)[0] for r in unusual}
+        assert len(ways) == len(unusual) >= fewest
+        known = {w for r in (*people.relations, *people.singles, *people.families) for w in getattr(r, what)}
+        assert not ways & known
+        begun = {way.partition("{v}")[0] for way in ways}
+        assert not any(way in q.text for way in begun if len(way) > 12 for q in made)
+        for episode in everything(people, Difficulty(), facts=1, among=unusual):
+            said = {q.text for q in episode.questions} if what == "questions" else {episode.history[0].user}
+            assert any(text.startswith(way) for text in said for way in begun)
 
 
 def test_more_words_and_relations_keep_off_what_is_held_out(people: SyntheticPeople) -> None:

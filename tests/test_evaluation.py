@@ -272,8 +272,11 @@ def test_recall_asks_for_what_it_says() -> None:
         if i.value in {v for s in people._natural["heldout"].values() for v in s}
     ]
     assert len(likely) >= 4 and not any(i.value in trained for i in likely)
-    ways = {r.questions[0] for r in people.unusual}
-    assert all(item.question in ways for item in by_label["unusual words", 1])
+    ways = {r.questions[0] for r in people.unusual["questions"]}
+    assert all(item.question in ways for item in by_label["unusual words", "asked"])
+    told = [task.histories[i.conversation][0].user for i in by_label["unusual words", "told"]]
+    ways = {r.statements[0].partition("{v}")[0] for r in people.unusual["statements"]}
+    assert all(any(text.startswith(way) for way in ways) for text in told)
     only = recall.recall_task(Words(), questions=8, facts=(2,), parts=("facts",))
     assert {tuple(i.labels) for i in only.items} == {("facts",)}
 

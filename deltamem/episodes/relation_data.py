@@ -75,10 +75,16 @@ def singles(relations: list[Relation]) -> list[Relation]:
     return made
 
 
-def unusual(relations: list[Relation]) -> list[Relation]:
-    """Relations with one way to ask each that training never sees, in words that are far from the others."""
+def unusual(relations: list[Relation], what: str) -> list[Relation]:
+    """Relations with one way each to tell or to ask that training never sees, in words that are far from the others.
+
+    Args:
+        relations: some of which have such ways.
+        what: statements or questions; the other is as it was.
+    """
     data = read_data("singles.json")["phrasings"]
-    return [replace(r, questions=(way,)) for r in relations if r.id in data for way in data[r.id]["unusual"]]
+    ways = [(r, (way,)) for r in relations if r.id in data for way in data[r.id]["unusual"][what]]
+    return [replace(r, statements=way) if what == "statements" else replace(r, questions=way) for r, way in ways]
 
 
 def _once(phrasings: tuple[str, ...]) -> tuple[str, ...]:

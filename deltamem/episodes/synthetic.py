@@ -37,7 +37,8 @@ class SyntheticPeople:
         families: more of them, which differ in a noun alone; some say the same in other words.
         singles: those of `relations` that are no family's, in more words, and others of that sort.
         heldout_relations: those that never are.
-        unusual: some of `relations`, each with one way to ask for it that is out of the ordinary, all of them held out.
+        unusual: some of `relations`, each with one way to tell it ("statements") or to ask for it ("questions") that is
+            out of the ordinary, all of them held out.
         ordinary: prompts on which memory is to change nothing, by split.
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
         replies: the backbone's own replies to statements, by relation, with ``{v}`` for the value. Empty at first.
@@ -49,7 +50,7 @@ class SyntheticPeople:
         self.families = families()
         self.singles = singles(self.relations)
         self.heldout_relations = [r for r in relations if r.heldout]
-        self.unusual = unusual(self.relations)
+        self.unusual = {what: unusual(self.relations, what) for what in ("statements", "questions")}
         sorts: dict[str, dict[str, list[str]]] = read_data("values.json")
         self._natural: dict[Split, dict[str, list[str]]] = {"train": {}, "heldout": {}}
         self._likely: dict[str, list[str]] = {}

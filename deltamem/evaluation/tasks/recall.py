@@ -42,8 +42,8 @@ def recall_task(
     All of them take values and phrasings that training never saw, but for the rows of `new values`, which take the
     values alone, and those of `held out` that say otherwise. Values are words drawn at random ("I live in Holmes."),
     and in the rows of `likely values` such as one would expect ("I live in Lisbon."), which training told of nothing
-    that they fit: what a backbone expects is written, and read, differently. `unusual words` asks for one fact in ways
-    that are far from all others.
+    that they fit: what a backbone expects is written, and read, differently. `unusual words` tells or asks for
+    one fact in ways that are far from all others.
 
     Args:
         tokenizer: the backbone's; its words are the values.
@@ -64,7 +64,8 @@ def recall_task(
     for count in facts if "likely values" in parts else ():
         builder.add({"likely values": count}, count, Difficulty(natural=1.0))
     if "unusual words" in parts:
-        builder.add({"unusual words": 1}, 1, among=builder.people.unusual)
+        for ways, how in (("questions", "asked"), ("statements", "told")):
+            builder.add({"unusual words": how}, 1, among=builder.people.unusual[ways])
     for distance in distances if "distance" in parts else ():
         builder.add({"distance": distance}, _PLAIN, distance=distance)
     if "held out" in parts:
