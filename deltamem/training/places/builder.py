@@ -92,7 +92,7 @@ def build_bank(
     for start in range(0, stock, size):
         builder.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
-    openings = people.openings(rng)
+    openings = sorted(people.openings(rng), key=_length)
     for start in range(0, len(openings), size):
         builder.begin(openings[start : start + size])
         say("reading how replies begin", start / len(openings))
@@ -111,6 +111,11 @@ def difficulty(rng: random.Random) -> Difficulty:
 def alone(rng: random.Random) -> Difficulty:
     """Of one that is told and not asked about."""
     return replace(difficulty(rng), small_talk=0, corrections=0.0, unknown=0.0, noted=0.0, earlier=0.0)
+
+
+def _length(question: Question) -> int:
+    """About how long the window of a question is: those of a length go through the backbone together."""
+    return sum(len(turn.text) + len(turn.answer) for turn in (*question.earlier, question))
 
 
 class _Builder:
