@@ -154,9 +154,13 @@ def test_how_replies_begin_is_learnt_without_touching_what_is_written(passes: Pa
     memory.adapter.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
     openings, said = Openings(memory, bank), []
-    right, loss = openings.right(), float(openings.loss().detach())
+
+    def loss() -> float:
+        return sum(float(openings.loss().detach()) for _ in range(5))
+
+    at_first = loss()
     fit_openings(memory, bank, 60, report=lambda what, _share: said.append(what))
-    assert openings.right() > right + 0.2 and float(openings.loss().detach()) < loss
+    assert loss() < 0.7 * at_first
     after = memory.adapter.state_dict()
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}

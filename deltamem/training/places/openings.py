@@ -132,18 +132,6 @@ class Openings:
             loss = loss + _QUIET * F.softplus(torch.logit(now.read_gates(idle), eps=1e-6) - self._shut).mean()
         return loss
 
-    @torch.no_grad()
-    def right(self) -> float:
-        """Share of the bank's tokens of openings that are said right among its candidates, with nothing told."""
-        bank, now = self._bank, Stacked(delta_layers(self._memory))
-        nothing = torch.zeros_like(self._histories[0][1][:, :1])
-        right = 0
-        for some in torch.arange(bank.openings.shape[1]).split(_OPENINGS):
-            rows = torch.zeros(len(some), dtype=torch.long)
-            said = self._said(now, bank.openings[:, some].float(), bank.opening_residuals[some], nothing, rows)
-            right += int((self._candidates[said.argmax(-1).cpu()] == bank.opening_targets[some]).sum())
-        return right / max(1, bank.openings.shape[1])
-
     def _any(self, there: int, count: int) -> Tensor:
         return torch.randint(there, (count,), generator=self._generator)
 

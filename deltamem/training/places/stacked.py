@@ -22,10 +22,13 @@ class Stacked:
 
     def __init__(self, layers: Sequence[DeltaLayer]) -> None:
         self._layers = list(layers)
+        self._stacks: dict[str, Tensor] = {}
         self.config = layers[0].config
 
     def _all(self, name: str) -> Tensor:
-        return torch.stack([getattr(layer, name) for layer in self._layers])
+        if name not in self._stacks:
+            self._stacks[name] = torch.stack([getattr(layer, name) for layer in self._layers])
+        return self._stacks[name]
 
     def _product(self, x: Tensor, name: str) -> Tensor:
         return torch.bmm(x, self._all(name).mT)

@@ -73,6 +73,7 @@ class PlacesStep:
         self._drawing = Drawing(bank)
         self._bank = bank = _near(bank, passes.device)
         self._generator = torch.Generator()
+        self._layers = Stacked(delta_layers(passes.memory))
         spread = bank.told[:, :_LOOKED_AT].float().std(dim=(1, 2))
         self._noise_sizes = (_JITTER * math.sqrt(12) * spread).tolist()
         noise = torch.rand(2 * _NOISE_ROWS, bank.told.shape[-1], generator=torch.Generator().manual_seed(recipe.seed))
@@ -93,6 +94,7 @@ class PlacesStep:
             As `CachedStep.backward` does.
         """
         recipe, team, bank = self._recipe, self._team, self._bank
+        self._layers = Stacked(delta_layers(self._passes.memory))
         facts = rng.choice([n for n in _FACTS if n <= recipe.cached_facts])
         self._generator = torch.Generator().manual_seed(rng.getrandbits(40))
         most = max(_ROWS, recipe.cached_questions // 4)
@@ -177,12 +179,11 @@ class PlacesStep:
             before = self._altered(before, bank.before, drawn, far)
         if not torch.equal(drawn.said, drawn.told):
             said = self._jittered(bank.said(drawn.said.flatten())).unflatten(1, drawn.told.shape)
-        stacked = Stacked(delta_layers(self._passes.memory))
-        state, products = stacked.written(found_by, before, said, valid)
-        opened = stacked.write_gates(told.flatten(1, 2))[:, valid.flatten()]
+        state, products = self._layers.written(found_by, before, said, valid)
+        opened = self._layers.write_gates(told.flatten(1, 2))[:, valid.flatten()]
         gates = towards(opened, _OPEN)
         if other.shape[1]:
-            gates = gates + _SHUT_WEIGHT * towards(stacked.write_gates(other), _SHUT)
+            gates = gates + _SHUT_WEIGHT * towards(self._layers.write_gates(other), _SHUT)
         return state, gates, self._overlap(products, drawn)
 
     def _altered(self, hidden: Tensor, bank: Tensor, drawn: Drawn, far: Tensor) -> Tensor:
@@ -211,15 +212,14 @@ class PlacesStep:
     def _bent(self, hidden: Tensor, residuals: Tensor, state: Tensor, rows: Tensor) -> Tensor:
         """Residuals (P, hidden size) with what is read at each place of the states of its row (P,)."""
         device = self._passes.device
-        stacked = Stacked(delta_layers(self._passes.memory))
-        reads = stacked.reads(hidden.to(device).float(), state, ByRow(rows.to(device), state.shape[1]))
-        return residuals.to(device).float() + stacked.corrections(reads)
+        reads = self._layers.reads(hidden.to(device).float(), state, ByRow(rows.to(device), state.shape[1]))
+        return residuals.to(device).float() + self._layers.corrections(reads)
 
     def _gates(self, hidden: Tensor, wanted: float) -> Tensor:
         """How far read gates are from what is wanted of them at hidden states (layers, n, hidden size)."""
         if not self._passes.memory.config.read_gate:
             return hidden.new_zeros(())
-        return towards(Stacked(delta_layers(self._passes.memory)).read_gates(hidden), wanted)
+        return towards(self._layers.read_gates(hidden), wanted)
 
     def _idle(self, rng: random.Random, state: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
         """Of ordinary talk, and of what tells nothing: the KL to the frozen backbone, and how far read gates are from
