@@ -90,7 +90,7 @@ def test_keys_trained_on_their_own_are_found_from_more_places(
     before, said = how_found(passes.memory, bank), []
     fit_keys(passes.memory, bank, 150, report=lambda what, _share: said.append(what))
     after = how_found(passes.memory, bank)
-    assert after.own > before.own + 0.1 and after.by_layer < before.by_layer
+    assert after.own > before.own + 0.05 and after.by_layer < before.by_layer
     assert after.after < after.own / 2
     assert abs(after.others) < 0.2 and after.nearest > before.nearest
     assert set(said) == {"telling keys apart"}
@@ -140,7 +140,7 @@ def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, peop
     before = saying.losses(torch.Generator().manual_seed(1))
     assert before.keys() == {"told", "untold", "rest", "unknown", "openings", "idle"}
     fit_saying(passes.memory, saying, 150, report=lambda what, _share: said.append(what))
-    assert saying.right(torch.Generator().manual_seed(0)) > right + 0.1
+    assert saying.right(torch.Generator().manual_seed(0)) > right + 0.05
     after = saying.losses(torch.Generator().manual_seed(1))
     assert all(after[name] < loss for name, loss in before.items() if name != "idle")
     assert all(torch.equal(a, b.memory_k_proj) for a, b in zip(keys, delta_layers(passes.memory), strict=True))
