@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from deltamem.episodes.difficulty import Difficulty
@@ -37,8 +38,6 @@ class SyntheticPeople:
         families: more of them, which differ in a noun alone; some say the same in other words.
         singles: those of `relations` that are no family's, in more words, and others of that sort.
         heldout_relations: those that never are.
-        unusual: some of `relations`, each with one way to tell it ("statements") or to ask for it ("questions") that is
-            out of the ordinary, all of them held out.
         ordinary: prompts on which memory is to change nothing, by split.
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
         replies: the backbone's own replies to statements, by relation, with ``{v}`` for the value. Empty at first.
@@ -50,7 +49,6 @@ class SyntheticPeople:
         self.families = families()
         self.singles = singles(self.relations)
         self.heldout_relations = [r for r in relations if r.heldout]
-        self.unusual = {what: unusual(self.relations, what) for what in ("statements", "questions")}
         sorts: dict[str, dict[str, list[str]]] = read_data("values.json")
         self._natural: dict[Split, dict[str, list[str]]] = {"train": {}, "heldout": {}}
         self._likely: dict[str, list[str]] = {}
@@ -79,6 +77,13 @@ class SyntheticPeople:
         self._values = {kind: split_words(tokenizer, kind) for kind in ("name", "word")}
         if any(not words for splits in self._values.values() for words in splits.values()):
             raise DataError("this tokenizer has too few words that are single tokens for the built-in generator")
+
+    @cached_property
+    def unusual(self) -> dict[str, list[Relation]]:
+        """Some of `relations`, each with one way to tell it ("statements") or to ask for it ("questions") that is out
+        of the ordinary, all of them held out.
+        """
+        return {what: unusual(self.relations, what) for what in ("statements", "questions")}
 
     def values(self, kind: str, split: Split) -> list[str]:
         """All values of a kind in a split that are one token."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from deltamem.episodes.passes import Passes
+from deltamem.episodes.relation_data import told_relations
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import split_words, told_pieces
 from deltamem.errors import DataError
@@ -81,16 +82,25 @@ def nearness(passes: Passes, bank: Bank) -> float:
     return float(near[same].mean() - near[~same].mean())
 
 
+def few_ways(people: SyntheticPeople, count: int) -> None:
+    """Have them ask in so many ways and those of plain relations: a bank of a dozen episodes is to know most."""
+    plain = {r.id: r.questions for r in told_relations()}
+    people.singles = [
+        replace(r, questions=tuple(dict.fromkeys((*r.questions[:count], *plain[r.id])))) for r in people.singles
+    ]
+
+
 def test_keys_trained_on_their_own_are_found_from_more_places(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deltamem.training.places.builder.TOLD_ALONE", 3)
     monkeypatch.setattr("deltamem.training.places.keys._COMPARED", 24)
+    few_ways(people, 18)
     bank = build_bank(passes, people, IDLE, 24, stock=6)
     before, said = how_found(passes.memory, bank), []
-    fit_keys(passes.memory, bank, 150, report=lambda what, _share: said.append(what))
+    fit_keys(passes.memory, bank, 60, report=lambda what, _share: said.append(what))
     after = how_found(passes.memory, bank)
-    assert after.own > before.own + 0.05 and after.by_layer < before.by_layer
+    assert after.own > before.own + 0.1 and after.by_layer < before.by_layer
     assert after.after < after.own / 2
     assert abs(after.others) < 0.2 and after.nearest > before.nearest
     assert set(said) == {"telling keys apart"}
@@ -131,6 +141,7 @@ def test_the_start_finds_what_a_question_is_about(
 
 
 def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, people: SyntheticPeople) -> None:
+    few_ways(people, 12)
     bank = build_bank(passes, people, IDLE, 12)
     keys = [layer.memory_k_proj.clone() for layer in delta_layers(passes.memory)]
     said: list[str] = []
@@ -140,7 +151,7 @@ def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, peop
     before = saying.losses(torch.Generator().manual_seed(1))
     assert before.keys() == {"told", "untold", "rest", "unknown", "openings", "idle"}
     fit_saying(passes.memory, saying, 150, report=lambda what, _share: said.append(what))
-    assert saying.right(torch.Generator().manual_seed(0)) > right + 0.05
+    assert saying.right(torch.Generator().manual_seed(0)) > right + 0.1
     after = saying.losses(torch.Generator().manual_seed(1))
     assert all(after[name] < loss for name, loss in before.items() if name != "idle")
     assert all(torch.equal(a, b.memory_k_proj) for a, b in zip(keys, delta_layers(passes.memory), strict=True))
