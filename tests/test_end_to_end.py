@@ -91,3 +91,11 @@ def test_an_adapter_is_trained_stopped_resumed_and_chatted_with(tmp_path: Path) 
     options = ("--backbone", "smollm2-135m", "--adapter", str(output), "--profile", "me", "--max-tokens", "4")
     turn = json.loads(deltamem(tmp_path, "chat", "Hello.", "--json", *options))
     assert turn["written_tokens"] > 0
+
+
+def test_openings_are_not_trained_where_they_can_not_be(tmp_path: Path) -> None:
+    words = ("train-adapter", "--backbone", "smollm2-135m", "--preset", "deltamem", "--steps", "0", "-o",
+             str(tmp_path / "adapter"), "--opening-steps", "5")  # fmt: skip
+    run = subprocess.run([sys.executable, "-m", "deltamem_cli", *words], capture_output=True, text=True)
+    assert run.returncode == 1 and "--opening-steps are for corrections to the last layer" in run.stderr
+    assert not (tmp_path / "adapter").exists()

@@ -15,6 +15,7 @@ from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.evaluation.ordinary import divergence
+from deltamem.paths import write_private
 
 REPLIES_FILE = "frozen_replies.json"
 
@@ -48,9 +49,7 @@ class OrdinaryTalk:
             asks = [ask_tokens(self._passes.form, Question(p, "")) for p in part]
             known |= dict(zip(part, self._passes.reply(asks, None, self._reply_tokens), strict=True))
         if new:
-            beside = self._known.with_suffix(f".{random.getrandbits(32)}.tmp")
-            beside.write_text(json.dumps(known, ensure_ascii=False), "utf-8")
-            beside.replace(self._known)
+            write_private(self._known, json.dumps(known, ensure_ascii=False).encode())
         return [known[p] for p in prompts]
 
     def choose(self, rng: random.Random, count: int) -> list[int]:

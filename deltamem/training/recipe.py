@@ -42,7 +42,7 @@ class Recipe:
             them takes 2 MB.
         key_steps: steps in which keys and queries alone learn to find each other, before the first of those on places.
         say_steps: steps in which values, corrections and the base state alone learn to say what is read, after those.
-        opening_steps: steps in which read gates and the base state alone learn how replies begin, after all
+        opening_steps: steps in which queries, read gates and the base state learn how replies begin, after all
             others, where corrections go to the last layer.
         vocabulary: how often each of the tokenizer's word pieces is told, in place of values of the bank, where
             corrections go to the last layer. Once takes 1.5 GB with 26 layers of smollm2-135m.

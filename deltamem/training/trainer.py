@@ -204,8 +204,9 @@ class Trainer:
                 places = with_words(places, words)
             if not self.step:
                 fit_alone(self.passes.memory, places, recipe, self._preparing)
-            self._places = places if recipe.opening_steps else None
-            return PlacesStep(self.passes, recipe, places, self.team)
+            step = PlacesStep(self.passes, recipe, places, self.team)
+            self._places = step.bank if recipe.opening_steps else None
+            return step
         bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
         return CachedStep(self.passes, recipe, bank, ordinary, self.team)
 

@@ -160,7 +160,8 @@ def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, peop
 
 def test_how_replies_begin_is_learnt_without_touching_what_is_written(passes: Passes, people: SyntheticPeople) -> None:
     people.families, people.singles = [], people.relations
-    bank, memory = build_bank(passes, people, IDLE, 12), passes.memory
+    memory = passes.memory
+    bank = with_words(build_bank(passes, people, IDLE, 12), tell_vocabulary(passes, people, 1))
     start_from(memory, bank)
     memory.adapter.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
@@ -174,7 +175,7 @@ def test_how_replies_begin_is_learnt_without_touching_what_is_written(passes: Pa
     assert loss() < 0.85 * at_first
     after = memory.adapter.state_dict()
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
-    assert moved == {"read_gate_proj", "read_gate_bias", "base_state"}
+    assert moved == {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}
     assert set(said) == {"learning how replies begin"}
 
 

@@ -57,7 +57,7 @@ def test_a_place_says_what_the_whole_pass_says(
         state = passes.write(write_batch(passes.form, made), local_gradient=False)
         expected = passes.read(batch, state)[:, bank.candidates]
         rows = torch.cat([batch.rows[n, None].expand(int(c)) for n, c in enumerate((batch.targets != -100).sum(-1))])
-        bent = step._bent(bank.places, bank.residuals, state.tensor, rows)
+        bent = step._layers.bent(bank.places, bank.residuals, state.tensor, rows)
         found = Tail(passes.memory)(bent, bank.candidates)
     assert torch.equal(bank.targets, batch.expected()[0])
     assert torch.equal(bank.values, batch.values[batch.targets != -100] > 0)
@@ -166,7 +166,7 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
     assert said[-1] == "learning how replies begin" and "letting the backbone talk" not in said, "that was kept"
     after = load_file(tmp_path / "more" / NATIVE_FILE)
     moved = {name.rpartition(".")[2] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
-    assert moved <= {"read_gate_proj", "read_gate_bias", "base_state"} and "base_state" in moved
+    assert moved <= {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"} and "base_state" in moved
 
 
 def test_places_are_laid_out_by_row_and_back() -> None:

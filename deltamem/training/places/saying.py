@@ -19,6 +19,7 @@ from torch import Tensor
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
+from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
 from deltamem.training.warm_start import delta_layers
 
@@ -150,13 +151,10 @@ class Saying:
                 bank.told[:, some].float(),
                 self._cosines(own, generator),
             )
-            logits = self._tail(self._found(read), bank.candidates.to(self._device))
+            found = self._found(read)
+            logits = self._tail(found, bank.candidates.to(found.device))
             right += int((bank.candidates[logits.argmax(-1).cpu()] == bank.told_ids[some]).sum())
         return right / bank.told.shape[1]
-
-    @property
-    def _device(self) -> torch.device:
-        return delta_layers(self._memory)[0].memory_v_proj.device
 
     def _draw(self, generator: torch.Generator) -> _Places:
         bank, reading = self._bank, self._reading
@@ -216,18 +214,17 @@ class Saying:
 
     def _found(self, places: _Places) -> Tensor:
         """Residuals (R, hidden size) with what is read at the places."""
-        found, device = places.residuals.to(self._device), self._device
-        every = (places.hidden.to(device), places.told.to(device), places.cosines.to(device))
-        for layer, x, told, cosines in zip(delta_layers(self._memory), *every, strict=True):
-            with torch.no_grad():
-                # A query is as long as its read gate stands open.
-                q = layer.queries(x[:, None])[:, 0]
-                opened = q.norm(dim=-1).mean(-1, keepdim=True)
-            read = _WRITTEN * opened * (cosines @ F.linear(told, layer.memory_v_proj))
-            if self._memory.config.base_state:
-                read = read + torch.einsum("hij,rhj->rhi", layer.base_state, q).flatten(1)
-            found = found + layer.correction("o", read)
-        return found
+        stacked, config = Stacked(delta_layers(self._memory)), self._memory.config
+        device = stacked.device
+        with torch.no_grad():
+            # A query is as long as its read gate stands open.
+            q = stacked.queries(places.hidden.to(device))
+            opened = q.norm(dim=-1).mean(-1, keepdim=True)
+        read = _WRITTEN * opened * (places.cosines.to(device) @ stacked.values(places.told.to(device)))
+        reads = read.unflatten(-1, (config.num_state_heads, config.rank)).transpose(0, 1)
+        if config.base_state:
+            reads = reads + stacked.of_base_state(q)
+        return places.residuals.to(device) + stacked.corrections(reads)
 
 
 def _any(there: int, count: int, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,12 @@ class Stacked:
         self._stacks: dict[str, Tensor] = {}
         self.config = layers[0].config
 
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        device: torch.device = self._layers[0].memory_q_proj.device
+        return device
+
     def _all(self, name: str) -> Tensor:
         if name not in self._stacks:
             self._stacks[name] = torch.stack([getattr(layer, name) for layer in self._layers])
@@ -43,7 +49,7 @@ class Stacked:
         """
         gates = [("beta_proj", "beta_bias")] + [("lambda_proj", "lambda_bias")] * self.config.needs_lambda
         made = [self._product(found_by, proj) + self._all(bias)[:, None] for proj, bias in gates]
-        keys, values = self._product(found_by, "memory_k_proj"), self._product(said, "memory_v_proj")
+        keys, values = self._product(found_by, "memory_k_proj"), self.values(said)
         products = torch.cat([keys, values, *made], dim=-1)
         return products if before is None else paired(products, self._product(before, "memory_k_proj"))
 
@@ -63,6 +69,10 @@ class Stacked:
         sides = config.num_state_heads, config.rank, config.rank
         empty = torch.zeros(len(valid), *sides, device=products.device)
         return write_side_by_side(config, products.unbind(), [empty] * len(products), valid, None)[0], products
+
+    def values(self, x: Tensor) -> Tensor:
+        """(layers, N, H * r)."""
+        return self._product(x, "memory_v_proj")
 
     def write_gates(self, x: Tensor) -> Tensor:
         """How far write gates stand open, (layers, N, gates), before any floor."""
@@ -92,9 +102,24 @@ class Stacked:
         """
         q = self.queries(x)
         reads = rows.flat(torch.einsum("lbhij,bmlhj->bmlhi", states, rows.padded(q.transpose(0, 1))))
-        if self.config.base_state:
-            reads = reads + torch.einsum("lhij,lnhj->nlhi", self._all("base_state"), q)
-        return reads
+        return reads + self.of_base_state(q) if self.config.base_state else reads
+
+    def of_base_state(self, q: Tensor) -> Tensor:
+        """What queries (layers, N, H, r) read of the base state, (N, layers, H, r)."""
+        return torch.einsum("lhij,lnhj->nlhi", self._all("base_state"), q)
+
+    def bent(self, hidden: Tensor, residuals: Tensor, states: Tensor, rows: Tensor) -> Tensor:
+        """Residuals (P, hidden size) with what is read at each place.
+
+        Args:
+            hidden: of the places, (layers, P, hidden size).
+            residuals: (P, hidden size), of the last layer after its attention.
+            states: (layers, B, H, r, r).
+            rows: (P,), whose state is read at each.
+        """
+        by_row = ByRow(rows.to(self.device), states.shape[1])
+        reads = self.reads(hidden.to(self.device).float(), states, by_row)
+        return residuals.to(self.device).float() + self.corrections(reads)
 
     def corrections(self, reads: Tensor) -> Tensor:
         """What all layers add to the output of the last attention, (N, hidden size), from reads (N, layers, H, r)."""

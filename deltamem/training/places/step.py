@@ -14,7 +14,6 @@ from deltamem.episodes.passes import Passes
 from deltamem.layer import told_of
 from deltamem.training.objective import SILENT, towards
 from deltamem.training.places.bank import Bank
-from deltamem.training.places.by_row import ByRow
 from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
@@ -61,6 +60,9 @@ class _Asked(NamedTuple):
 class PlacesStep:
     """Works out gradients on the bank. It has the face of `CachedStep`.
 
+    Attributes:
+        bank: what is drawn from, on the device that works with it where there is room.
+
     Args:
         passes: backbone and memory; the memory's corrections go to the last layer.
         recipe: weights of the losses, and sizes.
@@ -71,7 +73,7 @@ class PlacesStep:
     def __init__(self, passes: Passes, recipe: Recipe, bank: Bank, team: Team) -> None:
         self._passes, self._recipe, self._team = passes, recipe, team
         self._drawing = Drawing(bank)
-        self._bank = bank = _near(bank, passes.device)
+        self.bank = bank = _near(bank, passes.device)
         self._generator = torch.Generator()
         self._layers = Stacked(delta_layers(passes.memory))
         spread = bank.told[:, :_LOOKED_AT].float().std(dim=(1, 2))
@@ -93,7 +95,7 @@ class PlacesStep:
         Returns:
             As `CachedStep.backward` does.
         """
-        recipe, team, bank = self._recipe, self._team, self._bank
+        recipe, team, bank = self._recipe, self._team, self.bank
         self._layers = Stacked(delta_layers(self._passes.memory))
         facts = rng.choice([n for n in _FACTS if n <= recipe.cached_facts])
         self._generator = torch.Generator().manual_seed(rng.getrandbits(40))
@@ -149,7 +151,8 @@ class PlacesStep:
         mine = torch.tensor(self._team.share(range(len(asked.places))), dtype=torch.long)
         places = asked.places[mine]
         hidden = self._jittered(asked.hidden[:, places], len(asked.places), mine)
-        logits = self._tail(self._bent(hidden, asked.residuals[places], state, asked.rows[mine]), self._candidates)
+        bent = self._layers.bent(hidden, asked.residuals[places], state, asked.rows[mine])
+        logits = self._tail(bent, self._candidates)
         targets = self._number[asked.targets[mine]].to(logits.device)
         losses = F.cross_entropy(logits, targets, reduction="none")
         loss = losses.new_zeros(())
@@ -167,7 +170,7 @@ class PlacesStep:
 
     def _write(self, drawn: Drawn, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The states (layers, B, H, r, r), the loss of the gates, and the overlap of keys of different facts."""
-        device, bank = self._passes.device, self._bank
+        device, bank = self._passes.device, self.bank
         config, valid = self._passes.memory.config, drawn.valid.to(device)
         told = self._jittered(bank.told[:, drawn.told.flatten()]).unflatten(1, drawn.told.shape)
         other = bank.other[:, others].to(device).float()
@@ -209,12 +212,6 @@ class PlacesStep:
 
     # Reading
 
-    def _bent(self, hidden: Tensor, residuals: Tensor, state: Tensor, rows: Tensor) -> Tensor:
-        """Residuals (P, hidden size) with what is read at each place of the states of its row (P,)."""
-        device = self._passes.device
-        reads = self._layers.reads(hidden.to(device).float(), state, ByRow(rows.to(device), state.shape[1]))
-        return residuals.to(device).float() + self._layers.corrections(reads)
-
     def _gates(self, hidden: Tensor, wanted: float) -> Tensor:
         """How far read gates are from what is wanted of them at hidden states (layers, n, hidden size)."""
         if not self._passes.memory.config.read_gate:
@@ -225,7 +222,7 @@ class PlacesStep:
         """Of ordinary talk, and of what tells nothing: the KL to the frozen backbone, and how far read gates are from
         being shut.
         """
-        bank, device = self._bank, self._passes.device
+        bank, device = self.bank, self._passes.device
         some = self._some(rng, bank.idle)
         hidden = torch.cat([bank.idle[:, some], bank.other[:, others]], dim=1).to(device).float()
         residuals = torch.cat([bank.idle_residuals[some], bank.other_residuals[others]]).to(device)
@@ -234,7 +231,7 @@ class PlacesStep:
         with torch.no_grad():
             frozen = self._tail(residuals, self._candidates).float().log_softmax(-1)
         rows = torch.arange(len(residuals)) % state.shape[1]
-        found = self._tail(self._bent(hidden, residuals, state, rows), self._candidates).log_softmax(-1)
+        found = self._tail(self._layers.bent(hidden, residuals, state, rows), self._candidates).log_softmax(-1)
         quiet = self._gates(hidden, SILENT) if self._recipe.silence_weight else hidden.new_zeros(())
         return F.kl_div(found, frozen, reduction="batchmean", log_target=True), quiet
 
