@@ -44,8 +44,8 @@ def train_adapter(
     stock: Annotated[int | None, typer.Option(min=0, help="Episodes besides, told and not asked (places).")] = None,
     key_steps: Annotated[int | None, typer.Option(min=0, help="Steps of keys alone before those (places).")] = None,
     say_steps: Annotated[int | None, typer.Option(min=0, help="Steps of values alone before those (places).")] = None,
-    opening_steps: Annotated[
-        int | None, typer.Option(min=0, help="Steps of how replies begin alone, after all others (places).")
+    read_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of reading alone, after all others (places).")
     ] = None,
     vocabulary: Annotated[
         int | None, typer.Option(min=0, help="Times every word piece is told as a value (places).")
@@ -148,7 +148,7 @@ def train_adapter(
         "stock": stock,
         "key_steps": key_steps,
         "say_steps": say_steps,
-        "opening_steps": opening_steps,
+        "read_steps": read_steps,
         "vocabulary": vocabulary,
         "made_up": made_up,
         "cached_questions": cached_questions,

@@ -123,8 +123,8 @@ def chosen_preset(options: TrainOptions) -> Any:
         # An adapter's are trained already.
         recipe.setdefault("key_steps", 0)
         recipe.setdefault("say_steps", 0)
-    if recipe.get("steps") == 0 and not recipe.get("opening_steps", preset.recipe.opening_steps):
-        raise DataError("--steps 0 leaves nothing to train; give --opening-steps, or more steps")
+    if recipe.get("steps") == 0 and not recipe.get("read_steps", preset.recipe.read_steps):
+        raise DataError("--steps 0 leaves nothing to train; give --read-steps, or more steps")
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")
     if "batch" in recipe and "questions" not in recipe:

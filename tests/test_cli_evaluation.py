@@ -61,7 +61,7 @@ def test_an_adapter_is_trained_and_used(run: Runner, chats: Path, tmp_path: Path
         "train-adapter", "-o", str(tmp_path / "a"), *run.model[:2], "--data", str(chats)
     )
     assert "no preset 'x'" in run.error("train-adapter", "-o", str(tmp_path / "a"), "--preset", "x", *run.model[:2])
-    nothing = ("--steps", "0", "--opening-steps", "0")
+    nothing = ("--steps", "0", "--read-steps", "0")
     assert "nothing to train" in run.error("train-adapter", "-o", str(tmp_path / "a"), *nothing, *run.model[:2])
     assert "--layers takes" in run.error("train-adapter", "-o", str(tmp_path / "a"), "--layers", "x", *run.model[:2])
 

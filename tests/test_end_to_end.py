@@ -95,7 +95,7 @@ def test_an_adapter_is_trained_stopped_resumed_and_chatted_with(tmp_path: Path) 
 
 def test_openings_are_not_trained_where_they_can_not_be(tmp_path: Path) -> None:
     words = ("train-adapter", "--backbone", "smollm2-135m", "--preset", "deltamem", "--steps", "0", "-o",
-             str(tmp_path / "adapter"), "--opening-steps", "5")  # fmt: skip
+             str(tmp_path / "adapter"), "--read-steps", "5")  # fmt: skip
     run = subprocess.run([sys.executable, "-m", "deltamem_cli", *words], capture_output=True, text=True)
-    assert run.returncode == 1 and "--opening-steps are for corrections to the last layer" in run.stderr
+    assert run.returncode == 1 and "--read-steps are for corrections to the last layer" in run.stderr
     assert not (tmp_path / "adapter").exists()

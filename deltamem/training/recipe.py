@@ -42,8 +42,8 @@ class Recipe:
             them takes 2 MB.
         key_steps: steps in which keys and queries alone learn to find each other, before the first of those on places.
         say_steps: steps in which values, corrections and the base state alone learn to say what is read, after those.
-        opening_steps: steps in which queries, read gates and the base state learn how replies begin, after all
-            others, where corrections go to the last layer.
+        read_steps: steps in which queries, read gates and the base state alone learn how replies begin and to read what
+            is written, after all others, where corrections go to the last layer.
         vocabulary: how often each of the tokenizer's word pieces is told, in place of values of the bank, where
             corrections go to the last layer. Once takes 1.5 GB with 26 layers of smollm2-135m.
         made_up: conversations that the backbone makes up itself, beside the ordinary prompts, where corrections go to
@@ -95,7 +95,7 @@ class Recipe:
     stock: int = 0
     key_steps: int = 0
     say_steps: int = 0
-    opening_steps: int = 0
+    read_steps: int = 0
     vocabulary: int = 0
     made_up: int = 0
     cached_questions: int = 64

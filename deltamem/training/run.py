@@ -84,11 +84,11 @@ def prepare(
     if preset.recipe.cached_steps and memory.config.writes_segments:
         raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
     recipe = preset.recipe
-    on_places = memory.config.corrections == "last" and (recipe.cached_steps > 0 or recipe.opening_steps > 0)
+    on_places = memory.config.corrections == "last" and (recipe.cached_steps > 0 or recipe.read_steps > 0)
     if memory.config.keys == "pair" and not on_places:
         raise DataError("keys in pairs are learnt by steps on places alone; use --preset places")
-    if recipe.opening_steps and memory.config.corrections != "last":
-        raise DataError("--opening-steps are for corrections to the last layer; give --opening-steps 0")
+    if recipe.read_steps and memory.config.corrections != "last":
+        raise DataError("--read-steps are for corrections to the last layer; give --read-steps 0")
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; a backbone without dropout is the same in it

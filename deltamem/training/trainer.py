@@ -28,7 +28,7 @@ from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.alone import fit_alone
 from deltamem.training.places.bank import Bank, Report, with_words
 from deltamem.training.places.builder import build_bank as build_places
-from deltamem.training.places.openings import fit_openings
+from deltamem.training.places.reading import fit_reading
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.recipe import Recipe
@@ -163,7 +163,7 @@ class Trainer:
         if recipe.ordinary:
             ordinary = OrdinaryTalk(self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory)
         step = TrainingStep(self.passes, recipe, ordinary, self.team)
-        to_finish = self._last_layer and recipe.opening_steps > 0 and not self.finished
+        to_finish = self._last_layer and recipe.read_steps > 0 and not self.finished
         cached = self._cached_step(ordinary) if self.step < recipe.cached_steps or to_finish else None
         while self.step < recipe.steps and not (recipe.patience and self.since_best >= recipe.patience):
             if self.step >= recipe.cached_steps:
@@ -178,7 +178,7 @@ class Trainer:
                 self.stopped = True
                 break
         if to_finish and not self.stopped and self._places is not None:
-            fit_openings(self.passes.memory, self._places, recipe.opening_steps, recipe.seed, self._preparing)
+            fit_reading(self.passes.memory, self._places, recipe.read_steps, recipe.seed, self._preparing)
             self.finished = True
         if self.step % recipe.save_every or self.finished:
             self.save()
@@ -205,7 +205,7 @@ class Trainer:
             if not self.step:
                 fit_alone(self.passes.memory, places, recipe, self._preparing)
             step = PlacesStep(self.passes, recipe, places, self.team)
-            self._places = step.bank if recipe.opening_steps else None
+            self._places = step.bank if recipe.read_steps else None
             return step
         bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
         return CachedStep(self.passes, recipe, bank, ordinary, self.team)

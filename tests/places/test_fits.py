@@ -20,7 +20,7 @@ from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import build_bank
 from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
-from deltamem.training.places.openings import Openings, fit_openings
+from deltamem.training.places.reading import Asking, fit_reading
 from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.places.start import pairs, start_from
 from deltamem.training.places.vocabulary import _told_in, tell_vocabulary
@@ -158,25 +158,25 @@ def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, peop
     assert set(said) == {"telling every word there is", "learning to say what is read"}
 
 
-def test_how_replies_begin_is_learnt_without_touching_what_is_written(passes: Passes, people: SyntheticPeople) -> None:
+def test_reading_is_learnt_without_touching_what_is_written(passes: Passes, people: SyntheticPeople) -> None:
     people.families, people.singles = [], people.relations
     memory = passes.memory
     bank = with_words(build_bank(passes, people, IDLE, 12), tell_vocabulary(passes, people, 1))
     start_from(memory, bank)
     memory.adapter.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
-    openings, said = Openings(memory, bank), []
+    asking, said = Asking(memory, bank), []
 
     def loss() -> float:
-        return sum(float(openings.loss().detach()) for _ in range(5))
+        return sum(float(asking.loss().detach()) for _ in range(5))
 
     at_first = loss()
-    fit_openings(memory, bank, 150, report=lambda what, _share: said.append(what))
+    fit_reading(memory, bank, 150, report=lambda what, _share: said.append(what))
     assert loss() < 0.85 * at_first
     after = memory.adapter.state_dict()
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}
-    assert set(said) == {"learning how replies begin"}
+    assert set(said) == {"learning to read"}
 
 
 def test_every_word_piece_but_those_held_out_is_told(passes: Passes, people: SyntheticPeople) -> None:

@@ -138,7 +138,7 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
     memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
     recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
                     reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2, key_steps=5, say_steps=5,
-                    vocabulary=1, made_up=2, opening_steps=3)  # fmt: skip
+                    vocabulary=1, made_up=2, read_steps=3)  # fmt: skip
     passes = Passes(memory, ChatFormat.of(make_tokenizer()))
     said: list[str] = []
     trainer = Trainer(
@@ -148,7 +148,7 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
     assert list(dict.fromkeys(said))[-4:] == [
         "telling every word there is", "telling keys apart", "learning to say what is read",
-        "learning how replies begin",
+        "learning to read",
     ]  # fmt: skip
     assert {"letting the backbone talk", "reading what is told and asked"} <= set(said)
     said.clear()
@@ -163,7 +163,7 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
         passes, more, tmp_path / "more", people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
     )
     assert not list(last.run()), "there are no steps but those"
-    assert said[-1] == "learning how replies begin" and "letting the backbone talk" not in said, "that was kept"
+    assert said[-1] == "learning to read" and "letting the backbone talk" not in said, "that was kept"
     after = load_file(tmp_path / "more" / NATIVE_FILE)
     moved = {name.rpartition(".")[2] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert moved <= {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"} and "base_state" in moved

@@ -1,9 +1,8 @@
-"""How replies begin, trained on its own after everything else: queries, read gates and the base state.
+"""How memory is read, trained on its own after everything else: queries, read gates and the base state.
 
-What a reply begins with hangs on the question alone, and there are more ways to ask than any bank holds. So those three
-learn it from as many as there are, and what they read of what was told stays what it was: at places of histories the
-distribution of what is said next is held to the one before. Nothing else is touched, so a state means what it meant.
-Histories are drawn anew in each step, with any word of the bank's told in them: held to what was said of a few thousand
+What a reply begins with hangs on the question alone, and there are more ways to ask than any bank holds, so every one
+there is is drawn beside places of histories. Nothing that is written is touched: a state means what it meant.
+Histories are drawn anew in each step, with any word of the bank's told in them. Held to what was said of a few thousand
 facts alone, queries found values that were in no bank less often (benchmarks/places.md). In the same steps read gates
 are shut in ordinary talk.
 """
@@ -38,8 +37,9 @@ _OPENINGS, _PLACES, _IDLE = 384, 384, 256
 _AMONG, _AMONG_OPENINGS = 2048, 256
 """Tokens each is told apart from in a step, at most, besides those said in it: of all, and of those that replies begin
 with."""
-_KEPT, _QUIET = 4.0, 4.0
-"""Weights: of what is said of what was told, and of read gates in ordinary talk."""
+_SAID, _KEPT, _QUIET = 1.0, 1.0, 8.0
+"""Weights: of what is to be said of what was told, of what was said of it before, and of read gates in ordinary talk.
+"""
 _MARGIN = 0.5
 """Logits that a gate which is to be shut is to be below its floor."""
 _RATES = {"memory_q_proj": 1.0, "read_gate_proj": 3.0, "read_gate_bias": 3.0, "base_state": 4.0}
@@ -47,28 +47,28 @@ _RATES = {"memory_q_proj": 1.0, "read_gate_proj": 3.0, "read_gate_bias": 3.0, "b
 _CLIP = 5.0
 
 
-def fit_openings(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
-    """Train W_q, the read gates and the base state at the openings of replies.
+def fit_reading(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
+    """Train W_q, the read gates and the base state.
 
     Args:
         memory: whose adapter is changed; its corrections go to the last layer.
-        bank: what its layers see; with its words, values that are in no bank are found as before.
-        steps: of Adam; 400 of rank 64 in 26 layers take six minutes of one core.
+        bank: what its layers see; with its words, what is learnt holds for values that are in none.
+        steps: of Adam; 400 of rank 64 in 26 layers take seven minutes of one core.
         seed: of everything random.
         report: called with what is being done and the share done.
     """
-    openings = Openings(memory, bank, seed)
+    asking = Asking(memory, bank, seed)
     there = dict(memory.adapter.named_parameters())
     trained = [(w, _RATES[kind]) for name, w in there.items() if (kind := name.rpartition(".")[2]) in _RATES]
     weights, rates = zip(*trained, strict=True)
-    descend(weights, openings.loss, steps, "learning how replies begin", report, _CLIP, rates)
+    descend(weights, asking.loss, steps, "learning to read", report, _CLIP, rates)
 
 
-class Openings:
-    """Openings of replies, places of histories to be left as they are, and ordinary talk.
+class Asking:
+    """Openings of replies, places of histories, and ordinary talk.
 
     Args:
-        memory: of an adapter; it is held to what that says when this is made.
+        memory: of an adapter; it is held to what that says of histories when this is made.
         bank: what its layers see.
         seed: of everything random.
     """
@@ -84,8 +84,8 @@ class Openings:
         self._shut = math.log(floor / (1 - floor)) - _MARGIN if floor else 0.0
 
     def loss(self) -> Tensor:
-        """Of one step: cross-entropy where replies begin, the KL to what was said before of what was told, and how far
-        read gates are from being shut in ordinary talk.
+        """Of one step: cross-entropy where replies begin and of what was told, the KL to what was said of it before,
+        and how far read gates are from being shut in ordinary talk.
         """
         bank, now = self._bank, Stacked(delta_layers(self._memory))
         drawn = self._drawing.histories(self._rng, self._rng.choice(_FACTS), _ROWS, _UNKNOWN, _PLACES)
@@ -94,19 +94,17 @@ class Openings:
         rows = self._any(len(drawn.told), _OPENINGS)
         told = (torch.rand(len(drawn.told), generator=self._generator) >= _EMPTY).to(states)
         hidden = noisy(bank.openings[:, some], self._spread, self._generator)
-        residuals = bank.opening_residuals[some]
         targets = bank.opening_targets[some]
         among = self._among(torch.cat([targets, drawn.targets]))
-        begun = self._said(now, hidden, residuals, states * told[:, None, None, None], rows, among)
+        begun = self._said(now, hidden, bank.opening_residuals[some], states * told[:, None, None, None], rows, among)
         loss = F.cross_entropy(begun, torch.searchsorted(among, targets).to(begun.device))
         hidden = noisy(bank.places[:, drawn.places], self._spread, self._generator)
         asked = hidden, bank.residuals[drawn.places], states, drawn.rows, among
         found = self._said(now, *asked)
         with torch.no_grad():
-            was = self._said(self._before, *asked)
-        loss = loss + _KEPT * F.kl_div(
-            found.log_softmax(-1), was.log_softmax(-1), reduction="batchmean", log_target=True
-        )
+            was = self._said(self._before, *asked).log_softmax(-1)
+        loss = loss + _SAID * F.cross_entropy(found, torch.searchsorted(among, drawn.targets).to(found.device))
+        loss = loss + _KEPT * F.kl_div(found.log_softmax(-1), was, reduction="batchmean", log_target=True)
         if self._memory.config.read_gate and bank.idle.shape[1]:
             idle = bank.idle[:, self._any(bank.idle.shape[1], _IDLE)].to(now.device).float()
             loss = loss + _QUIET * F.softplus(torch.logit(now.read_gates(idle), eps=1e-6) - self._shut).mean()
