@@ -116,7 +116,6 @@ def test_the_backbone_makes_up_ordinary_talk(passes: Passes, people: SyntheticPe
     assert all(q.kind == "ordinary" and q.text and q.answer and stop not in q.text + q.answer for q in made)
     bank = build_bank(passes, people, made, 2)
     assert bank.idle.shape[1] == int((read_batch(passes.form, [(0, q) for q in made]).targets != -100).sum())
-    assert int(bank.idle_starts.sum()) == len(made) and bank.idle_starts[0]
     none = build_bank(passes, people, [], 2)
-    assert none.idle.shape[1] == len(none.idle_residuals) == len(none.idle_starts) == 0
+    assert none.idle.shape[1] == len(none.idle_residuals) == 0
     assert make_up(passes, 0) == []

@@ -19,7 +19,6 @@ _ROWS = (
     "opening_residuals",
     "opening_targets",
     "idle_residuals",
-    "idle_starts",
 )
 """A bank's tensors, (layers, n, hidden size) and (n, ...)."""
 
@@ -90,7 +89,6 @@ class Bank:
         opening_targets: (n,) of `openings`, the token that is to come.
         idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
         idle_residuals: their residuals.
-        idle_starts: (n,) of `idle`, true where a reply begins; what it begins with is what memory changes first.
         candidates: token ids among which a target is told apart.
         unsaid: the token that comes where a value is not known.
         stock: told and not asked about. What asks for a fact says nothing of its value, so they can be asked for at the
@@ -114,7 +112,6 @@ class Bank:
     opening_targets: Tensor
     idle: Tensor
     idle_residuals: Tensor
-    idle_starts: Tensor
     candidates: Tensor
     unsaid: int
     stock: Sequence[Fact] = ()

@@ -128,7 +128,7 @@ class _Builder:
             k: [] for k in ("told", "before", "other", "places", "openings", "idle")
         }
         self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("other", "places", "openings", "idle")}
-        self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "begun", "starts")}
+        self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "begun")}
         self._ids: list[Tensor] = []
         self._counts = {"told": 0, "places": 0}
         self._unsaid: Counter[int] = Counter()
@@ -211,9 +211,7 @@ class _Builder:
 
     def leave_alone(self, questions: Sequence[Question]) -> None:
         batch = read_batch(self._passes.form, [(0, q) for q in questions])
-        kept = batch.targets != -100
-        self._read("idle", batch, kept)
-        self._marks["starts"].append((kept & (kept.cumsum(1) == 1))[kept])
+        self._read("idle", batch, batch.targets != -100)
 
     def _read(self, kind: str, batch: ReadBatch, kept: Tensor) -> None:
         """Keep what is seen at those places of the batch's last ones (N, K)."""
@@ -251,8 +249,7 @@ class _Builder:
             hidden[kind] = torch.cat(parts, dim=1) if parts else hidden["told"][:, :0]
         some = self._residuals["places"][0][:0]
         residuals = {kind: torch.cat([some, *parts]) for kind, parts in self._residuals.items()}
-        values, starts = (torch.cat([torch.zeros(0, dtype=torch.bool), *self._marks[k]]) for k in ("values", "starts"))
-        targets, begun = (torch.cat(self._marks[k]) for k in ("targets", "begun"))
+        targets, values, begun = (torch.cat(self._marks[k]) for k in ("targets", "values", "begun"))
         likely = [
             self._tail(part.to(self._passes.device)).topk(_LIKELY).indices.flatten().cpu()
             for part in residuals["places"][values].split(512)
@@ -275,7 +272,6 @@ class _Builder:
             begun,
             hidden["idle"],
             residuals["idle"],
-            starts,
             candidates,
             max(self._unsaid, key=self._unsaid.__getitem__, default=int(candidates[0])),
             [f for f in self._stock if f.told],

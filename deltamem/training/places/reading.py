@@ -32,14 +32,14 @@ _UNKNOWN = 0.5
 """Chance, per fact told, that something never told is asked for."""
 _EMPTY = 0.3
 """Share of openings that are read with nothing told."""
-_OPENINGS, _PLACES, _IDLE = 384, 384, 128
-"""In a step; of ordinary talk anywhere in it, and as many where a reply begins."""
+_OPENINGS, _PLACES, _IDLE = 384, 384, 256
+"""In a step."""
 _AMONG, _AMONG_OPENINGS = 2048, 256
 """Tokens each is told apart from in a step, at most, besides those said in it: of all, and of those that replies begin
 with."""
-_SAID, _KEPT, _FROZEN, _QUIET = 1.0, 1.0, 4.0, 16.0
-"""Weights: of what is to be said of what was told, of what was said of it before, of what the frozen backbone says in
-ordinary talk, and of read gates there."""
+_SAID, _KEPT, _QUIET = 1.0, 1.0, 8.0
+"""Weights: of what is to be said of what was told, of what was said of it before, and of read gates in ordinary talk.
+"""
 _MARGIN = 0.5
 """Logits that a gate which is to be shut is to be below its floor."""
 _RATES = {"memory_q_proj": 1.0, "read_gate_proj": 3.0, "read_gate_bias": 3.0, "base_state": 4.0}
@@ -80,7 +80,6 @@ class Asking:
         self._before = Stacked([copy.deepcopy(layer).requires_grad_(False) for layer in delta_layers(memory)])
         self._spread = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._begun_with = torch.unique(bank.opening_targets)
-        self._starts = bank.idle_starts.nonzero()[:, 0]
         floor = memory.config.read_gate_floor
         self._shut = math.log(floor / (1 - floor)) - _MARGIN if floor else 0.0
 
@@ -106,23 +105,10 @@ class Asking:
             was = self._said(self._before, *asked).log_softmax(-1)
         loss = loss + _SAID * F.cross_entropy(found, torch.searchsorted(among, drawn.targets).to(found.device))
         loss = loss + _KEPT * F.kl_div(found.log_softmax(-1), was, reduction="batchmean", log_target=True)
-        return loss + self._left_alone(now, states, among) if bank.idle.shape[1] else loss
-
-    def _left_alone(self, now: Stacked, states: Tensor, among: Tensor) -> Tensor:
-        """How far read gates are from being shut in ordinary talk, and the KL to what the frozen backbone says."""
-        bank = self._bank
-        some = self._any(bank.idle.shape[1], _IDLE)
-        starts = self._starts[self._any(len(self._starts), _IDLE if len(self._starts) else 0)]
-        hidden = noisy(bank.idle[:, torch.cat([some, starts])], self._spread, self._generator)
-        residuals = bank.idle_residuals[torch.cat([some, starts])]
-        found = self._said(now, hidden, residuals, states, self._any(states.shape[1], len(residuals)), among)
-        with torch.no_grad():
-            frozen = self._tail(residuals.to(now.device).float(), among.to(now.device)).float()
-        kl = F.kl_div(found.log_softmax(-1), frozen.log_softmax(-1), reduction="batchmean", log_target=True)
-        if not self._memory.config.read_gate:
-            return _FROZEN * kl
-        opened = torch.logit(now.read_gates(hidden.to(now.device)), eps=1e-6)
-        return _FROZEN * kl + _QUIET * F.softplus(opened - self._shut).mean()
+        if self._memory.config.read_gate and bank.idle.shape[1]:
+            idle = bank.idle[:, self._any(bank.idle.shape[1], _IDLE)].to(now.device).float()
+            loss = loss + _QUIET * F.softplus(torch.logit(now.read_gates(idle), eps=1e-6) - self._shut).mean()
+        return loss
 
     @torch.no_grad()
     def _written(self, drawn: Drawn) -> Tensor:
