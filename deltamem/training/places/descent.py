@@ -56,4 +56,4 @@ def descend(
 def noisy(hidden: Tensor, spread: Tensor, generator: torch.Generator) -> Tensor:
     """Hidden states (layers, n, hidden size) with uniform noise, in each layer by its `spread` (layers, 1, 1)."""
     noise = (torch.rand(hidden.shape[1:], generator=generator) - 0.5) * math.sqrt(12)
-    return hidden.float() + _NOISE * spread * noise
+    return hidden.float() + _NOISE * spread * noise.to(hidden.device)
