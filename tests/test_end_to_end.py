@@ -93,7 +93,7 @@ def test_an_adapter_is_trained_stopped_resumed_and_chatted_with(tmp_path: Path) 
     assert turn["written_tokens"] > 0
 
 
-def test_openings_are_not_trained_where_they_can_not_be(tmp_path: Path) -> None:
+def test_reading_alone_is_refused_where_it_trains_nothing(tmp_path: Path) -> None:
     words = ("train-adapter", "--backbone", "smollm2-135m", "--preset", "deltamem", "--steps", "0", "-o",
              str(tmp_path / "adapter"), "--read-steps", "5")  # fmt: skip
     run = subprocess.run([sys.executable, "-m", "deltamem_cli", *words], capture_output=True, text=True)

@@ -87,8 +87,8 @@ def prepare(
     on_places = memory.config.corrections == "last" and (recipe.cached_steps > 0 or recipe.read_steps > 0)
     if memory.config.keys == "pair" and not on_places:
         raise DataError("keys in pairs are learnt by steps on places alone; use --preset places")
-    if recipe.read_steps and memory.config.corrections != "last":
-        raise DataError("--read-steps are for corrections to the last layer; give --read-steps 0")
+    if not recipe.steps and not on_places:
+        raise DataError("--read-steps are for corrections to the last layer; give --steps as well")
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; a backbone without dropout is the same in it

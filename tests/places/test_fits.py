@@ -171,8 +171,8 @@ def test_reading_is_learnt_without_touching_what_is_written(passes: Passes, peop
         return sum(float(asking.loss().detach()) for _ in range(5))
 
     at_first = loss()
-    fit_reading(memory, bank, 150, report=lambda what, _share: said.append(what))
-    assert loss() < 0.85 * at_first
+    fit_reading(memory, bank, 60, report=lambda what, _share: said.append(what))
+    assert loss() < 0.7 * at_first
     after = memory.adapter.state_dict()
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}

@@ -247,8 +247,8 @@ class _Builder:
         for kind in list(self._hidden):  # one at a time: together they are half of what is in memory
             parts = self._hidden.pop(kind)
             hidden[kind] = torch.cat(parts, dim=1) if parts else hidden["told"][:, :0]
-        some = self._residuals["places"][0][:0]
-        residuals = {kind: torch.cat([some, *parts]) for kind, parts in self._residuals.items()}
+        empty = self._residuals["places"][0][:0]
+        residuals = {kind: torch.cat([empty, *parts]) for kind, parts in self._residuals.items()}
         targets, values, begun = (torch.cat(self._marks[k]) for k in ("targets", "values", "begun"))
         likely = [
             self._tail(part.to(self._passes.device)).topk(_LIKELY).indices.flatten().cpu()
