@@ -242,6 +242,7 @@ def _ordinary(choices: EvalChoices, passes: Any, settings: dict[str, Any]) -> No
         return
     lines = [
         (
+            r["kind"],
             r["facts"],
             r["n"],
             f"{r['kl']['mean']:.4f} ({r['kl']['low']:.4f}-{r['kl']['high']:.4f})",
@@ -249,8 +250,8 @@ def _ordinary(choices: EvalChoices, passes: Any, settings: dict[str, Any]) -> No
         )
         for r in rows
     ]
-    columns = ("facts in the state", "prompts", "KL to frozen, nats a token", "first ten words as frozen")
-    table(columns, lines, right=columns)
+    columns = ("prompts", "facts in the state", "n", "KL to frozen, nats a token", "first ten words as frozen")
+    table(columns, lines, right=columns[1:])
 
 
 @contextmanager

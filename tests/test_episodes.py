@@ -15,6 +15,7 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import ask_tokens, read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
+from deltamem.episodes.impersonal import impersonal
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.evaluation.scoring import says_unknown
@@ -172,6 +173,20 @@ def test_some_relations_are_never_trained_on(people: SyntheticPeople) -> None:
     } <= kept
     assert not set(people.ordinary["train"]) & set(people.ordinary["heldout"])
     assert not {t.user for t in people.talk("train")} & {t.user for t in people.talk("heldout")}
+
+
+def test_impersonal_questions_of_held_out_people_are_never_trained_on(people: SyntheticPeople) -> None:
+    trained, asked = (impersonal(random.Random(0), split, 99) for split in ("train", "heldout"))
+    assert not {q.text for q in trained} & {q.text for q in asked}
+    texts = [q.text for q in (*trained, *asked)]
+    assert len(set(texts)) == len(texts) > 5000 and not [t for t in texts if "{" in t or " a owl" in t]
+    about = {r.id: r.questions for r in people.families}
+    assert {q.relation for q in trained} == {"", *about}
+    assert not [q for q in trained if q.text in about.get(q.relation, ())]
+    (one,) = {q.text for q in impersonal(random.Random(0), "heldout", 99) if q.relation == "owl" and "old" in q.text}
+    assert one == "How old can an owl get?"
+    few = impersonal(random.Random(1), "train", 2)
+    assert len(few) < len(trained) and few == impersonal(random.Random(1), "train", 2)
 
 
 def test_unusual_ways_to_tell_and_to_ask_are_never_trained_on(people: SyntheticPeople) -> None:

@@ -1,9 +1,14 @@
-"""Is an ordinary question answered as the frozen backbone answers it, whatever is in the state?"""
+"""Is an ordinary question answered as the frozen backbone answers it, whatever is in the state?
+
+Of two kinds: held-out ordinary prompts, and impersonal questions about the very thing that was told of oneself ("What
+name would suit a dog?" with the name of the user's dog in the memory).
+"""
 
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +16,10 @@ from torch import Tensor
 
 from deltamem.episodes.batches import ask_tokens, read_batch
 from deltamem.episodes.difficulty import Difficulty
-from deltamem.episodes.episode import Question
+from deltamem.episodes.episode import Question, Turn
+from deltamem.episodes.impersonal import impersonal
 from deltamem.episodes.passes import Passes
+from deltamem.episodes.relations import Relation
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.evaluation.histories import write_histories
 from deltamem.evaluation.run import Report
@@ -21,6 +28,14 @@ from deltamem.state import MemoryState
 
 WORDS = 10
 """Words of a reply that are compared."""
+IMPERSONAL = 96
+"""Questions of that kind."""
+
+
+class _Asked(NamedTuple):
+    prompt: str
+    told: Relation | None
+    """What is told before, whatever else is; None for anything."""
 
 
 def ordinary(
@@ -31,48 +46,87 @@ def ordinary(
     seed: int = 0,
     report: Report = lambda *_: None,
 ) -> list[dict[str, Any]]:
-    """Ask the held-out ordinary prompts with states in which a made-up person told some facts.
+    """Ask held-out prompts with states in which a made-up person told some facts.
 
     Returns:
-        Per number of facts: ``facts``, ``n`` prompts, ``kl`` in nats a token of the frozen reply, ``same``: the share
-        of greedy replies whose first ten words are the frozen ones (each mean, low, high), and ``replies``.
+        Per kind of prompt and number of facts: ``kind``, ``facts``, ``n`` prompts, ``kl`` in nats a token of the frozen
+        reply, ``same``: the share of greedy replies whose first ten words are the frozen ones (each mean, low, high),
+        and ``replies``.
     """
     people = SyntheticPeople(passes.form.tokenizer)
-    prompts = people.ordinary["heldout"]
-    asks = [ask_tokens(passes.form, Question(p, "")) for p in prompts]
-    total = (len(facts) + 1) * len(prompts)
-    frozen: list[str] = []
-    for start in range(0, len(asks), batch):
-        report("asking: frozen", start, total)
-        frozen += passes.reply(asks[start : start + batch], None, tokens)
-    rows = []
-    for number, count in enumerate(facts, 1):
-        rng = random.Random(f"ordinary-{seed}-{count}")
-        told = {str(i): people.episode(rng, Difficulty(), "heldout", facts=count).history for i in range(len(prompts))}
-        states = write_histories(passes, told, 1024, batch)
-        kl: list[float] = []
-        replies: list[dict[str, str]] = []
-        for start in range(0, len(prompts), batch):
-            report(f"asking: {count} facts", number * len(prompts) + start, total)
-            chosen = range(start, min(start + batch, len(prompts)))
-            state = MemoryState.stack([states[str(i)] for i in chosen])
-            said = passes.reply([asks[i] for i in chosen], state, tokens)
-            replies += [
-                {"prompt": prompts[i], "frozen": frozen[i], "memory": s} for i, s in zip(chosen, said, strict=True)
-            ]
-            for row, i in enumerate(chosen):
-                one = read_batch(passes.form, [(0, Question(prompts[i], frozen[i]))])
-                with torch.no_grad():
-                    ours, theirs = passes.read(one, state.select([row])), passes.read(one, None)
-                # The end of a reply that was cut off is no end: the last position is left out.
-                kl.append(float(divergence(ours[:-1], theirs[:-1])) / max(1, len(ours) - 1))
-        same = [float(r["memory"].split()[:WORDS] == r["frozen"].split()[:WORDS]) for r in replies]
-        row_of: dict[str, Any] = {"facts": count, "n": len(prompts), "replies": replies}
-        for name, values in (("kl", kl), ("same", same)):
-            row_of[name] = dict(zip(("mean", "low", "high"), interval(values), strict=True))
-        rows.append(row_of)
+    kinds = {"ordinary": [_Asked(p, None) for p in people.ordinary["heldout"]], "impersonal": _impersonal(people)}
+    total = (len(facts) + 1) * sum(map(len, kinds.values()))
+    done, rows = 0, []
+    for kind, asked in kinds.items():
+        asking = _Asking(passes, [a.prompt for a in asked], tokens, batch)
+        report(f"asking: {kind}, frozen", done, total)
+        frozen = asking.replies(None)
+        for count in facts:
+            done += len(asked)
+            report(f"asking: {kind}, {count} facts", done, total)
+            rng = random.Random(f"ordinary-{seed}-{count}")
+            told = {str(i): _history(people, rng, count, a.told) for i, a in enumerate(asked)}
+            states = write_histories(passes, told, 1024, batch)
+            rows.append(_row(kind, count, asking, frozen, [states[name] for name in told]))
+        done += len(asked)
     report("asking", total, total)
     return rows
+
+
+class _Asking:
+    """Prompts that are put to the backbone with states, or without."""
+
+    def __init__(self, passes: Passes, prompts: Sequence[str], tokens: int, batch: int) -> None:
+        self.prompts = prompts
+        self._passes, self._tokens, self._batch = passes, tokens, batch
+
+    def replies(self, states: Sequence[MemoryState] | None) -> list[str]:
+        found: list[str] = []
+        for start in range(0, len(self.prompts), self._batch):
+            some = slice(start, start + self._batch)
+            asks = [ask_tokens(self._passes.form, Question(p, "")) for p in self.prompts[some]]
+            found += self._passes.reply(asks, MemoryState.stack(states[some]) if states else None, self._tokens)
+        return found
+
+    def distance(self, number: int, reply: str, state: MemoryState) -> float:
+        """KL to the frozen backbone in nats a token of its reply to a prompt."""
+        one = read_batch(self._passes.form, [(0, Question(self.prompts[number], reply))])
+        with torch.no_grad():
+            ours, theirs = self._passes.read(one, state), self._passes.read(one, None)
+        # The end of a reply that was cut off is no end: the last position is left out.
+        return float(divergence(ours[:-1], theirs[:-1])) / max(1, len(ours) - 1)
+
+
+def _impersonal(people: SyntheticPeople) -> list[_Asked]:
+    """Some of those held out, always the same."""
+    of = {relation.id: relation for relation in people.families}
+    rng = random.Random("impersonal")
+    return [_Asked(q.text, of.get(q.relation)) for q in rng.sample(impersonal(rng, "heldout", 1), IMPERSONAL)]
+
+
+def _history(people: SyntheticPeople, rng: random.Random, count: int, told: Relation | None) -> Sequence[Turn]:
+    if told is None:
+        return people.episode(rng, Difficulty(), "heldout", facts=count).history
+    among = [told, *rng.sample([r for r in people.relations if r.id != told.id], count - 1)]
+    return people.episode(rng, Difficulty(), "heldout", facts=count, among=among).history
+
+
+def _row(
+    kind: str, facts: int, asking: _Asking, frozen: Sequence[str], states: Sequence[MemoryState]
+) -> dict[str, Any]:
+    said = asking.replies(states)
+    every = list(zip(asking.prompts, frozen, said, strict=True))
+    kl = [asking.distance(i, reply, state) for i, (reply, state) in enumerate(zip(frozen, states, strict=True))]
+    same = [float(theirs.split()[:WORDS] == ours.split()[:WORDS]) for _, theirs, ours in every]
+    row: dict[str, Any] = {
+        "kind": kind,
+        "facts": facts,
+        "n": len(every),
+        "replies": [{"prompt": prompt, "frozen": theirs, "memory": ours} for prompt, theirs, ours in every],
+    }
+    for name, values in (("kl", kl), ("same", same)):
+        row[name] = dict(zip(("mean", "low", "high"), interval(values), strict=True))
+    return row
 
 
 def divergence(logits: Tensor, teacher: Tensor) -> Tensor:
