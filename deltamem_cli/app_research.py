@@ -53,6 +53,9 @@ def train_adapter(
     made_up: Annotated[
         int | None, typer.Option(min=0, help="Conversations the backbone makes up, to be left alone (places).")
     ] = None,
+    impersonal: Annotated[
+        int | None, typer.Option(min=0, help="Questions about a noun that are nobody's own, to be left alone (places).")
+    ] = None,
     cached_questions: Annotated[int | None, typer.Option(min=8, help="Questions in one of those steps.")] = None,
     cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,
@@ -151,6 +154,7 @@ def train_adapter(
         "read_steps": read_steps,
         "vocabulary": vocabulary,
         "made_up": made_up,
+        "impersonal": impersonal,
         "cached_questions": cached_questions,
         "cached_facts": cached_facts,
         "batch": batch,

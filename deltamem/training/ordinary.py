@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -29,14 +29,29 @@ class OrdinaryTalk:
         reply_tokens: length of the replies.
         seed: picks the statements that are asked as well.
         directory: replies are kept here, so that a resumed run need not make them again.
+        report: called with what is being done and the share done.
     """
 
-    def __init__(self, passes: Passes, people: SyntheticPeople, reply_tokens: int, seed: int, directory: Path) -> None:
+    def __init__(
+        self,
+        passes: Passes,
+        people: SyntheticPeople,
+        reply_tokens: int,
+        seed: int,
+        directory: Path,
+        report: Callable[[str, float], None] | None = None,
+    ) -> None:
         self._passes = passes
         self._reply_tokens = reply_tokens
-        self._known = directory / REPLIES_FILE
+        self._known, self._report = directory / REPLIES_FILE, report
         self.questions = people.learn_replies(self._replies, random.Random(seed))
         self._frozen_logits: dict[int, Tensor] = {}
+
+    def others(self, prompts: Sequence[str]) -> list[Question]:
+        """Other prompts with the frozen replies to them, which no history holds; without those that get none."""
+        return [
+            Question(p, said, kind="ordinary") for p, said in zip(prompts, self._replies(prompts), strict=True) if said
+        ]
 
     def _replies(self, prompts: Sequence[str]) -> list[str]:
         try:
@@ -48,6 +63,8 @@ class OrdinaryTalk:
             part = new[start : start + 32]
             asks = [ask_tokens(self._passes.form, Question(p, "")) for p in part]
             known |= dict(zip(part, self._passes.reply(asks, None, self._reply_tokens), strict=True))
+            if self._report is not None:
+                self._report("letting the frozen backbone reply", start / len(new))
         if new:
             write_private(self._known, json.dumps(known, ensure_ascii=False).encode())
         return [known[p] for p in prompts]

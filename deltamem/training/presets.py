@@ -42,6 +42,7 @@ _PLACES = Preset(
         cached_facts=16,
         vocabulary=1,
         made_up=200,
+        impersonal=5,
         read_steps=400,
         learning_rate=4e-3,
         fitted_rate=1.0,

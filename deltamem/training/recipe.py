@@ -48,6 +48,8 @@ class Recipe:
             corrections go to the last layer. Once takes 1.5 GB with 26 layers of smollm2-135m.
         made_up: conversations that the backbone makes up itself, beside the ordinary prompts, where corrections go to
             the last layer.
+        impersonal: questions about each noun that sound like one about oneself and are left alone, where corrections
+            go to the last layer; with any, those about no noun are as well.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.
         cached_talk: most turns of small talk in one.
@@ -98,6 +100,7 @@ class Recipe:
     read_steps: int = 0
     vocabulary: int = 0
     made_up: int = 0
+    impersonal: int = 0
     cached_questions: int = 64
     cached_facts: int = 8
     cached_talk: int = 8

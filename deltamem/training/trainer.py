@@ -13,6 +13,7 @@ import torch
 
 from deltamem.adapter import save_adapter
 from deltamem.episodes.episode import Episode, Question
+from deltamem.episodes.impersonal import impersonal
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.memory import DeltaMemory
@@ -161,7 +162,9 @@ class Trainer:
         metrics = Metrics(self.directory, self.step, self._tensorboard) if self.team.rank == 0 else None
         ordinary = None
         if recipe.ordinary:
-            ordinary = OrdinaryTalk(self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory)
+            ordinary = OrdinaryTalk(
+                self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory, self._preparing
+            )
         step = TrainingStep(self.passes, recipe, ordinary, self.team)
         to_finish = self._last_layer and recipe.read_steps > 0 and not self.finished
         cached = self._cached_step(ordinary) if self.step < recipe.cached_steps or to_finish else None
@@ -191,11 +194,10 @@ class Trainer:
         recipe = self.recipe
         asked = ordinary.questions if ordinary is not None else []
         if self._last_layer:
-            made: list[Question] = []
-            if recipe.ordinary and recipe.made_up:
-                made = kept_talk(self.passes, recipe.made_up, recipe.seed, self.directory, self._preparing)
+            if ordinary is not None:
+                asked = [*asked, *self._more_ordinary_talk(ordinary)]
             places = build_places(
-                self.passes, self.people, [*asked, *made], recipe.bank, recipe.seed, self._preparing, stock=recipe.stock
+                self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing, stock=recipe.stock
             )
             if self._fit is not None and not self.step:
                 self._fit(self.passes.memory, places, recipe.seed, self._preparing)
@@ -209,6 +211,15 @@ class Trainer:
             return step
         bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
         return CachedStep(self.passes, recipe, bank, ordinary, self.team)
+
+    def _more_ordinary_talk(self, ordinary: OrdinaryTalk) -> list[Question]:
+        recipe, more = self.recipe, []
+        if recipe.impersonal:
+            rng = random.Random(f"impersonal-{recipe.seed}")
+            more += ordinary.others([q.text for q in impersonal(rng, "train", recipe.impersonal)])
+        if recipe.made_up:
+            more += kept_talk(self.passes, recipe.made_up, recipe.seed, self.directory, self._preparing)
+        return more
 
     def _one_step(self, step: TrainingStep, cached: CachedStep | PlacesStep | None) -> StepReport:
         recipe = self.recipe

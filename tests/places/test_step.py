@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from dataclasses import replace
@@ -15,11 +16,13 @@ from safetensors.torch import load_file
 from deltamem.adapter import NATIVE_FILE
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.impersonal import Impersonal
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.key_pairs import paired
 from deltamem.layer import told_of
 from deltamem.training.made_up import TALK_FILE
+from deltamem.training.ordinary import REPLIES_FILE
 from deltamem.training.places.bank import Bank
 from deltamem.training.places.builder import build_bank, difficulty
 from deltamem.training.places.by_row import ByRow
@@ -132,14 +135,18 @@ def test_every_part_of_the_adapter_learns(passes: Passes, bank: Bank) -> None:
                      "read_gate_proj"}  # fmt: skip
 
 
-def test_steps_on_places_learn(tmp_path: Path) -> None:
+def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = few_people()
     people.families, people.singles = [], people.relations
     memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
     recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
                     reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2, key_steps=5, say_steps=5,
-                    vocabulary=1, made_up=2, read_steps=3)  # fmt: skip
+                    vocabulary=1, made_up=2, impersonal=1, read_steps=3)  # fmt: skip
     passes = Passes(memory, ChatFormat.of(make_tokenizer()))
+    few = [Impersonal("What is a cat?", "cat"), Impersonal("How do I find a job?", "")]
+    monkeypatch.setattr(
+        "deltamem.training.trainer.impersonal", lambda _rng, split, each: few * (split == "train") * each
+    )
     said: list[str] = []
     trainer = Trainer(
         passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
@@ -150,20 +157,26 @@ def test_steps_on_places_learn(tmp_path: Path) -> None:
         "telling every word there is", "telling keys apart", "learning to say what is read",
         "learning to read",
     ]  # fmt: skip
-    assert {"letting the backbone talk", "reading what is told and asked"} <= set(said)
+    assert {"letting the frozen backbone reply", "letting the backbone talk", "reading what is told and asked"} <= set(
+        said
+    )
+    replies = json.loads((tmp_path / REPLIES_FILE).read_text())
+    assert {q.text for q in few} <= replies.keys()
+    assert not {q.text for q in few} & {turn.user for turn in people.talk("train")}, "no history holds them"
     said.clear()
     again = Trainer(passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what))
     again.resume()
     assert not list(again.run()) and not said, "a finished run is not finished twice"
     more = replace(recipe, steps=0, cached_steps=0, vocabulary=0, key_steps=0, say_steps=0)
     (tmp_path / "more").mkdir()
-    shutil.copy(tmp_path / TALK_FILE, tmp_path / "more")
+    for file in (TALK_FILE, REPLIES_FILE):
+        shutil.copy(tmp_path / file, tmp_path / "more")
     before = load_file(tmp_path / NATIVE_FILE)
     last = Trainer(
         passes, more, tmp_path / "more", people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
     )
     assert not list(last.run()), "there are no steps but those"
-    assert said[-1] == "learning to read" and "letting the backbone talk" not in said, "that was kept"
+    assert said[-1] == "learning to read" and not {w for w in said if w.startswith("letting")}, "that was kept"
     after = load_file(tmp_path / "more" / NATIVE_FILE)
     moved = {name.rpartition(".")[2] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     assert moved <= {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"} and "base_state" in moved

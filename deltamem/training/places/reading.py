@@ -4,7 +4,7 @@ What a reply begins with hangs on the question alone, and there are more ways to
 there is is drawn beside places of histories. Nothing that is written is touched: a state means what it meant.
 Histories are drawn anew in each step, with any word of the bank's told in them. Held to what was said of a few thousand
 facts alone, queries found values that were in no bank less often (benchmarks/places.md). In the same steps read gates
-are shut in ordinary talk.
+are shut in ordinary talk, and what is said in it is held to what the frozen backbone says.
 """
 
 from __future__ import annotations
@@ -37,8 +37,9 @@ _OPENINGS, _PLACES, _IDLE = 384, 384, 256
 _AMONG, _AMONG_OPENINGS = 2048, 256
 """Tokens each is told apart from in a step, at most, besides those said in it: of all, and of those that replies begin
 with."""
-_SAID, _KEPT, _QUIET = 1.0, 1.0, 8.0
-"""Weights: of what is to be said of what was told, of what was said of it before, and of read gates in ordinary talk.
+_SAID, _KEPT, _QUIET, _ALONE = 1.0, 1.0, 8.0, 1.0
+"""Weights: of what is to be said of what was told, of what was said of it before, and of read gates and of what is said
+in ordinary talk.
 """
 _MARGIN = 0.5
 """Logits that a gate which is to be shut is to be below its floor."""
@@ -85,29 +86,39 @@ class Asking:
 
     def loss(self) -> Tensor:
         """Of one step: cross-entropy where replies begin and of what was told, the KL to what was said of it before,
-        and how far read gates are from being shut in ordinary talk.
+        and, in ordinary talk, how far read gates are from being shut and the KL to the frozen backbone.
         """
         bank, now = self._bank, Stacked(delta_layers(self._memory))
         drawn = self._drawing.histories(self._rng, self._rng.choice(_FACTS), _ROWS, _UNKNOWN, _PLACES)
         states = self._written(drawn)
+        told = (torch.rand(len(drawn.told), generator=self._generator) >= _EMPTY).to(states)
+        some_told = states * told[:, None, None, None]
         some = self._any(bank.openings.shape[1], _OPENINGS)
         rows = self._any(len(drawn.told), _OPENINGS)
-        told = (torch.rand(len(drawn.told), generator=self._generator) >= _EMPTY).to(states)
         hidden = noisy(bank.openings[:, some], self._spread, self._generator)
         targets = bank.opening_targets[some]
         among = self._among(torch.cat([targets, drawn.targets]))
-        begun = self._said(now, hidden, bank.opening_residuals[some], states * told[:, None, None, None], rows, among)
+        begun = self._said(now, hidden, bank.opening_residuals[some], some_told, rows, among)
         loss = F.cross_entropy(begun, torch.searchsorted(among, targets).to(begun.device))
         hidden = noisy(bank.places[:, drawn.places], self._spread, self._generator)
         asked = hidden, bank.residuals[drawn.places], states, drawn.rows, among
         found = self._said(now, *asked)
         with torch.no_grad():
-            was = self._said(self._before, *asked).log_softmax(-1)
+            was = self._said(self._before, *asked)
         loss = loss + _SAID * F.cross_entropy(found, torch.searchsorted(among, drawn.targets).to(found.device))
-        loss = loss + _KEPT * F.kl_div(found.log_softmax(-1), was, reduction="batchmean", log_target=True)
-        if self._memory.config.read_gate and bank.idle.shape[1]:
-            idle = bank.idle[:, self._any(bank.idle.shape[1], _IDLE)].to(now.device).float()
-            loss = loss + _QUIET * F.softplus(torch.logit(now.read_gates(idle), eps=1e-6) - self._shut).mean()
+        loss = loss + _KEPT * _divergence(found, was)
+        return loss + self._in_ordinary_talk(now, some_told, among) if bank.idle.shape[1] else loss
+
+    def _in_ordinary_talk(self, now: Stacked, states: Tensor, among: Tensor) -> Tensor:
+        bank, some = self._bank, self._any(self._bank.idle.shape[1], _IDLE)
+        hidden = noisy(bank.idle[:, some], self._spread, self._generator)
+        residuals, rows = bank.idle_residuals[some], self._any(states.shape[1], _IDLE)
+        with torch.no_grad():
+            frozen = self._tail(residuals.to(now.device).float(), among.to(now.device)).float()
+        loss = _ALONE * _divergence(self._said(now, hidden, residuals, states, rows, among), frozen)
+        if self._memory.config.read_gate:
+            gates = torch.logit(now.read_gates(hidden.to(now.device)), eps=1e-6)
+            loss = loss + _QUIET * F.softplus(gates - self._shut).mean()
         return loss
 
     @torch.no_grad()
@@ -140,3 +151,9 @@ class Asking:
     ) -> Tensor:
         """Logits of the tokens `among`, (P, tokens), at places (layers, P, hidden size) of the states of `rows`."""
         return self._tail(stacked.bent(hidden, residuals, states, rows), among.to(states.device)).float()
+
+
+def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || ours) in nats a place, of logits (P, tokens)."""
+    ours, theirs = logits.log_softmax(-1), teacher.log_softmax(-1)
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
