@@ -115,7 +115,10 @@ def test_the_backbone_makes_up_ordinary_talk(passes: Passes, people: SyntheticPe
     stop = passes.form.tokenizer.eos_token
     assert all(q.kind == "ordinary" and q.text and q.answer and stop not in q.text + q.answer for q in made)
     bank = build_bank(passes, people, made, 2)
-    assert bank.idle.shape[1] == int((read_batch(passes.form, [(0, q) for q in made]).targets != -100).sum())
+    assert len(bank.idle_begins) == bank.idle.shape[1]
+    replies = [int((read_batch(passes.form, [(0, q)]).targets != -100).sum()) for q in made]
+    assert int(bank.idle_begins.sum()) == sum(min(3, n) for n in replies)
+    assert bank.idle.shape[1] == sum(replies)
     none = build_bank(passes, people, [], 2)
     assert none.idle.shape[1] == len(none.idle_residuals) == 0
     assert make_up(passes, 0) == []

@@ -22,6 +22,7 @@ from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
 from deltamem.training.places.reading import Asking, fit_reading
 from deltamem.training.places.saying import Saying, fit_saying
+from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.start import pairs, start_from
 from deltamem.training.places.vocabulary import _told_in, tell_vocabulary
 from deltamem.training.recorder import Recorder
@@ -177,6 +178,26 @@ def test_reading_is_learnt_without_touching_what_is_written(passes: Passes, peop
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}
     assert set(said) == {"learning to read"}
+
+
+def test_learning_to_read_leaves_ordinary_talk_alone(passes: Passes, bank: Bank) -> None:
+    memory, layers = passes.memory, delta_layers(passes.memory)
+    memory.adapter.requires_grad_(True)
+    with torch.no_grad():
+        for layer in layers:
+            for weight in (layer.delta_o_proj, layer.base_state):
+                weight.normal_()
+    residuals, nothing = bank.idle_residuals, torch.zeros(len(layers), 1, 2, 8, 8)
+
+    def changed() -> float:
+        stacked, rows = Stacked(layers), torch.zeros(len(residuals), dtype=torch.long)
+        with torch.no_grad():
+            bent = stacked.bent(bank.idle.float(), residuals, nothing, rows)
+        return float((bent - residuals).norm())
+
+    before = changed()
+    fit_reading(memory, bank, 60)
+    assert before > 1 and changed() < before / 2
 
 
 def test_every_word_piece_but_those_held_out_is_told(passes: Passes, people: SyntheticPeople) -> None:

@@ -19,6 +19,7 @@ _ROWS = (
     "opening_residuals",
     "opening_targets",
     "idle_residuals",
+    "idle_begins",
 )
 """A bank's tensors, (layers, n, hidden size) and (n, ...)."""
 
@@ -89,6 +90,7 @@ class Bank:
         opening_targets: (n,) of `openings`, the token that is to come.
         idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
         idle_residuals: their residuals.
+        idle_begins: (n,) of `idle`, true for the first few of a reply.
         candidates: token ids among which a target is told apart.
         unsaid: the token that comes where a value is not known.
         stock: told and not asked about. What asks for a fact says nothing of its value, so they can be asked for at the
@@ -112,6 +114,7 @@ class Bank:
     opening_targets: Tensor
     idle: Tensor
     idle_residuals: Tensor
+    idle_begins: Tensor
     candidates: Tensor
     unsaid: int
     stock: Sequence[Fact] = ()

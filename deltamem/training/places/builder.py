@@ -49,6 +49,8 @@ _REST = 0.2
 _BATCH, _BATCH_ON_GPU = 24, 192
 _OTHERS = 0.05
 """Share of the tokens that tell nothing that is kept, for the gates."""
+_BEGINS = 3
+"""Tokens of an ordinary reply that count as its beginning."""
 _LIKELY = 8
 """Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
 
@@ -128,7 +130,7 @@ class _Builder:
             k: [] for k in ("told", "before", "other", "places", "openings", "idle")
         }
         self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("other", "places", "openings", "idle")}
-        self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "begun")}
+        self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "begun", "idle_begins")}
         self._ids: list[Tensor] = []
         self._counts = {"told": 0, "places": 0}
         self._unsaid: Counter[int] = Counter()
@@ -211,7 +213,9 @@ class _Builder:
 
     def leave_alone(self, questions: Sequence[Question]) -> None:
         batch = read_batch(self._passes.form, [(0, q) for q in questions])
-        self._read("idle", batch, batch.targets != -100)
+        kept = batch.targets != -100
+        self._read("idle", batch, kept)
+        self._marks["idle_begins"].append((kept.cumsum(1) <= _BEGINS)[kept])
 
     def _read(self, kind: str, batch: ReadBatch, kept: Tensor) -> None:
         """Keep what is seen at those places of the batch's last ones (N, K)."""
@@ -272,6 +276,7 @@ class _Builder:
             begun,
             hidden["idle"],
             residuals["idle"],
+            torch.cat([torch.zeros(0, dtype=torch.bool), *self._marks["idle_begins"]]),
             candidates,
             max(self._unsaid, key=self._unsaid.__getitem__, default=int(candidates[0])),
             [f for f in self._stock if f.told],

@@ -34,12 +34,14 @@ _EMPTY = 0.3
 """Share of openings that are read with nothing told."""
 _OPENINGS, _PLACES, _IDLE = 384, 384, 256
 """In a step."""
+_IDLE_BEGINS = 0.5
+"""Share of those in ordinary talk that are where replies begin: there it shows whether one is asked about oneself."""
 _AMONG, _AMONG_OPENINGS = 2048, 256
 """Tokens each is told apart from in a step, at most, besides those said in it: of all, and of those that replies begin
 with."""
-_SAID, _KEPT, _QUIET, _ALONE = 1.0, 1.0, 8.0, 1.0
-"""Weights: of what is to be said of what was told, of what was said of it before, and of read gates and of what is said
-in ordinary talk.
+_BEGUN, _SAID, _KEPT, _QUIET, _ALONE = 1.5, 1.0, 1.0, 8.0, 2.0
+"""Weights: of how replies begin, of what is to be said of what was told, of what was said of it before, and of read
+gates and of what is said in ordinary talk.
 """
 _MARGIN = 0.5
 """Logits that a gate which is to be shut is to be below its floor."""
@@ -81,6 +83,7 @@ class Asking:
         self._before = Stacked([copy.deepcopy(layer).requires_grad_(False) for layer in delta_layers(memory)])
         self._spread = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._begun_with = torch.unique(bank.opening_targets)
+        self._idle_begins = bank.idle_begins.nonzero()[:, 0]
         floor = memory.config.read_gate_floor
         self._shut = math.log(floor / (1 - floor)) - _MARGIN if floor else 0.0
 
@@ -99,7 +102,7 @@ class Asking:
         targets = bank.opening_targets[some]
         among = self._among(torch.cat([targets, drawn.targets]))
         begun = self._said(now, hidden, bank.opening_residuals[some], some_told, rows, among)
-        loss = F.cross_entropy(begun, torch.searchsorted(among, targets).to(begun.device))
+        loss = _BEGUN * F.cross_entropy(begun, torch.searchsorted(among, targets).to(begun.device))
         hidden = noisy(bank.places[:, drawn.places], self._spread, self._generator)
         asked = hidden, bank.residuals[drawn.places], states, drawn.rows, among
         found = self._said(now, *asked)
@@ -110,7 +113,9 @@ class Asking:
         return loss + self._in_ordinary_talk(now, some_told, among) if bank.idle.shape[1] else loss
 
     def _in_ordinary_talk(self, now: Stacked, states: Tensor, among: Tensor) -> Tensor:
-        bank, some = self._bank, self._any(self._bank.idle.shape[1], _IDLE)
+        bank, begins = self._bank, round(_IDLE_BEGINS * _IDLE)
+        anywhere = self._any(bank.idle.shape[1], _IDLE - begins)
+        some = torch.cat([anywhere, self._idle_begins[self._any(len(self._idle_begins), begins)]])
         hidden = noisy(bank.idle[:, some], self._spread, self._generator)
         residuals, rows = bank.idle_residuals[some], self._any(states.shape[1], _IDLE)
         with torch.no_grad():
