@@ -38,6 +38,14 @@ def profiles_show(name: NameArgument, as_json: JsonOption = False) -> None:
     run_show(name, as_json)
 
 
+@profiles_app.command("upgrade", epilog="Example: deltamem profiles upgrade work")
+def profiles_upgrade(name: NameArgument) -> None:
+    """Have a newer adapter read a profile, where it reads what the profile's own one wrote."""
+    from deltamem_cli.profiles import run_upgrade
+
+    run_upgrade(name)
+
+
 @profiles_app.command("copy", epilog="Example: deltamem profiles copy work work-before")
 def profiles_copy(
     source: NameArgument, target: Annotated[str, typer.Argument(help="Name or path of the copy.")]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from deltamem.adapter import shipped_adapters
-from deltamem.backbones.catalog import CATALOG, newer_adapter
+from deltamem.backbones.catalog import CATALOG, newer_adapter, takes_over
 from deltamem.backbones.fetch import local_path
 from deltamem.backbones.load import Backbone, default_backbone, load_backbone
 from deltamem.errors import BackboneError, DeltaMemError
@@ -61,10 +61,11 @@ def adapter_for(backbone: Backbone, wanted: str | None, profile: Path | None = N
         return wanted
     own = load_profile(profile).info.adapter if profile is not None and profile.exists() else None
     # A name that came with the package, and nothing else: a profile must not decide what is read or fetched.
-    if own is not None and own in shipped_adapters() and own != backbone.adapter:
+    if profile is not None and own in shipped_adapters() and own != backbone.adapter:
         newer = newer_adapter(backbone.name, own)
         if newer is not None:
-            notice(f"This profile was made with {own} and keeps using it; new profiles use {newer}.")
+            how = f" (deltamem profiles upgrade {profile.stem} changes that)" if takes_over(backbone.name, own) else ""
+            notice(f"This profile was made with {own} and keeps using it{how}; new profiles use {newer}.")
         return own
     if backbone.adapter is None:
         notice(

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from deltamem.backbones.catalog import newer_adapter
+from deltamem.backbones.catalog import newer_adapter, takes_over
 from deltamem.errors import ProfileError
 from deltamem_cli.terminal import notice, out, pairs, table, write_json
 
@@ -47,6 +47,10 @@ def run_show(name: str, as_json: bool) -> None:
     info = load_profile(path).info
     size = path.stat().st_size
     newer = newer_adapter(info.backbone, info.adapter)
+    if takes_over(info.backbone, info.adapter):
+        how = f"deltamem profiles upgrade {name} has it read this one"
+    else:
+        how = "a new profile uses it, this one stays with its own"
     if as_json:
         write_json({"name": name, "path": str(path), "bytes": size, **info.to_dict(), "newer_adapter": newer})
         return
@@ -55,10 +59,36 @@ def run_show(name: str, as_json: bool) -> None:
     pairs([("name", name), ("file", f"{path} ({size / 1000:.1f} kB)"), ("title", info.title or "-"),
            ("backbone", f"{info.backbone} ({info.backbone_fingerprint})"),
            ("adapter", f"{info.adapter} ({info.adapter_fingerprint})"),
-           *([("newer adapter", f"{newer}; a new profile uses it, this one stays with its own")] if newer else []),
+           *([("newer adapter", f"{newer}; {how}")] if newer else []),
            ("state", shape),
            ("turns", info.turns), ("tokens written", info.tokens),
            ("created", info.created), ("updated", info.updated)])  # fmt: skip
+
+
+def run_upgrade(name: str) -> None:
+    """Let the newest adapter read a profile."""
+    from deltamem.adapter import adapter_fingerprint
+    from deltamem.memory import DeltaMemory
+    from deltamem.profiles import ProfileStore, load_profile
+    from deltamem.profiles.versions import upgrade
+    from deltamem_cli.opening import open_backbone
+
+    store = ProfileStore()
+    info = load_profile(store.existing(name)).info
+    newest = takes_over(info.backbone, info.adapter)
+    if newest is None:
+        newer = newer_adapter(info.backbone, info.adapter)
+        why = f"{newer} reads another memory, so a new profile is needed for it" if newer else "there is no newer one"
+        raise ProfileError(f"{name} stays with the adapter {info.adapter}: {why}")
+    backbone = open_backbone(info.backbone, "cpu", "auto")
+    if backbone.fingerprint != info.backbone_fingerprint:
+        raise ProfileError(
+            f"{name} was made with another {info.backbone} than the one there is here; it stays as it is"
+        )
+    memory = DeltaMemory.from_pretrained(backbone.model, newest)
+    fingerprint = adapter_fingerprint(memory.config, memory.adapter_tensors())
+    upgrade(store, name, newest, fingerprint, memory.config.to_dict())
+    notice(f"{name} is read with {newest} from here on, and not with {info.adapter}; what it remembers is the same.")
 
 
 def run_copy(source: str, target: str) -> None:

@@ -173,3 +173,19 @@ def test_a_later_version_of_a_shipped_adapter_is_known() -> None:
     assert newer_adapter("smollm2-135m", CATALOG["smollm2-135m"].adapter) is None
     assert newer_adapter("smollm2-135m", "my-adapter") is None and newer_adapter("other", "smollm2-135m-v1") is None
     assert {"smollm2-135m-v1", CATALOG["smollm2-135m"].adapter} <= set(shipped_adapters())
+
+
+def test_an_adapter_takes_the_profiles_of_those_that_write_as_it_does() -> None:
+    from deltamem.adapter import load_adapter
+    from deltamem.backbones.catalog import CATALOG, newer_adapter, takes_over
+
+    for name, entry in CATALOG.items():
+        for earlier in entry.reads:
+            assert takes_over(name, earlier) == newer_adapter(name, earlier) == entry.adapter
+            (ours, mine), (theirs, before) = load_adapter(entry.adapter), load_adapter(earlier)
+            assert ours == theirs and mine.keys() == before.keys()
+            for key in mine:
+                if key.rpartition(".")[2].startswith(("memory_k", "memory_v", "beta", "lambda")):
+                    assert torch.equal(mine[key], before[key]), key
+        assert takes_over(name, entry.adapter) is None
+    assert takes_over("smollm2-135m", "smollm2-135m-v1") is None and takes_over("other", "smollm2-135m-v12") is None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from deltamem.backbones.catalog import CATALOG
 from deltamem.evaluation.scoring import says_unknown
 
 pytestmark = pytest.mark.backbone
@@ -64,6 +65,32 @@ def test_a_profile_keeps_the_adapter_it_was_made_with(tmp_path: Path) -> None:
     shown = json.loads(deltamem(tmp_path, "profiles", "show", "old", "--json"))
     assert shown["adapter"] == "smollm2-135m-v1" and shown["turns"] == 2
     assert shown["newer_adapter"] not in (None, "smollm2-135m-v1")
+
+
+def test_a_profile_is_read_by_the_newer_adapter_when_told_to(tmp_path: Path) -> None:
+    options = ("--backbone", "smollm2-135m", "--profile", "old", "--temperature", "0", "--max-tokens", "8")
+    (own,) = CATALOG["smollm2-135m"].reads[:1]
+    deltamem(tmp_path, "chat", FACTS[0], *options, "--adapter", own)
+    before = json.loads(deltamem(tmp_path, "inspect-state", "old", "--json"))
+    deltamem(tmp_path, "profiles", "upgrade", "old")
+    shown = json.loads(deltamem(tmp_path, "profiles", "show", "old", "--json"))
+    assert shown["adapter"] == CATALOG["smollm2-135m"].adapter and shown["newer_adapter"] is None
+    after = json.loads(deltamem(tmp_path, "inspect-state", "old", "--json"))
+    assert {k: v for k, v in after.items() if not k.startswith("adapter")} == {
+        k: v for k, v in before.items() if not k.startswith("adapter")
+    }
+    (answer,) = ask(tmp_path, "old", "What is my dog called?")
+    assert "Everest" in answer
+    deltamem(tmp_path, "chat", "Hello.", *options)
+    log = json.loads(deltamem(tmp_path, "profiles", "log", "old", "--json"))
+    assert [entry["turns"] for entry in log["entries"]] == [0, 1, 2], "the past is still its own"
+    deltamem(tmp_path, "chat", "Hello.", "--profile", "oldest", *options[:2], "--adapter", "smollm2-135m-v1")
+    for name, why in (("old", "there is no newer one"), ("oldest", "reads another memory")):
+        run = subprocess.run(
+            [sys.executable, "-m", "deltamem_cli", "profiles", "upgrade", name],
+            capture_output=True, text=True, env={**os.environ, "DELTAMEM_HOME": str(tmp_path)},
+        )  # fmt: skip
+        assert run.returncode == 1 and why in " ".join(run.stderr.split())
 
 
 def steps(output: Path) -> list[int]:

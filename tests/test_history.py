@@ -14,7 +14,7 @@ from deltamem.errors import ProfileError
 from deltamem.profiles import Profile, ProfileInfo, ProfileStore, load_profile, save_profile
 from deltamem.profiles.file import empty_profile
 from deltamem.profiles.history import History, at
-from deltamem.profiles.versions import branch, difference, past, prune, rewind, tag
+from deltamem.profiles.versions import branch, difference, past, prune, rewind, tag, upgrade
 from deltamem.state import MemoryState
 
 CONFIG = {"rank": 4, "num_state_heads": 1}
@@ -153,6 +153,33 @@ def test_a_branch_goes_its_own_way(tmp_path: Path) -> None:
     assert not store.exists("other")
     whole, heads = difference(store, "work", "trip")
     assert whole == pytest.approx(3.0) and len(heads) == 2 and heads[0].change == pytest.approx(3.0)
+
+
+def test_another_adapter_takes_a_profile_with_its_past(tmp_path: Path) -> None:
+    store, new = store_with(tmp_path), "b" * 16
+    branch(store, "work", "old")
+    with pytest.raises(ProfileError, match="another memory"):
+        upgrade(store, "work", "newer", new, {**CONFIG, "rank": 8})
+    assert load_profile(store.existing("work")).info.adapter == "adapter"
+    upgrade(store, "work", "newer", new, CONFIG)
+    profile, history = past(store, "work")
+    assert (profile.info.adapter, profile.info.adapter_fingerprint) == ("newer", new)
+    assert value(store, "work") == 4 and len(history.entries) == 5
+    profile.check_fits("b", "f" * 16, "newer", new)
+    with pytest.raises(ProfileError, match="is another"):
+        profile.check_fits("b", "f" * 16, "adapter", "a" * 16)
+    rewind(store, "work", "2")
+    assert value(store, "work") == 2 and load_profile(store.existing("work")).info.adapter == "newer"
+    prune(store, "work", 2)
+    profile, history = past(store, "work")
+    history.append(said(profile, 7.0))
+    assert len(past(store, "work")[1].entries) == 4, "the file is still its own"
+    assert difference(store, "work", "old")[0] > 0, "their numbers mean the same"
+    upgrade(store, "work", "newest", "c" * 16, CONFIG)
+    assert load_profile(store.existing("work")).info.adapters == {"a" * 16, new, "c" * 16}
+    save_profile(store.path("other"), begun("d" * 16))
+    with pytest.raises(ProfileError, match="different things"):
+        difference(store, "work", "other")
 
 
 def test_pruning_and_moving(tmp_path: Path) -> None:

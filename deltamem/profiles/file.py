@@ -30,6 +30,8 @@ VERSION = 1
 _LARGEST = 256 * 1024 * 1024
 """A state of 100 layers, 64 heads and rank 64 is a tenth of this; anything larger is no profile."""
 
+_LATER = ("entry", "adapters_before")
+"""What files do not say that were made before there was a history, or a way to change the adapter."""
 _LONGEST = 64 * 1024
 """Characters of a description: JSON takes many times its length in memory, and real ones have some hundreds."""
 
@@ -56,6 +58,7 @@ class ProfileInfo:
         updated: when the last one was.
         title: a line by the user; empty at first.
         entry: number of this state in the profile's history; 0 where it has none.
+        adapters_before: fingerprints of adapters it was made with and that wrote just what its adapter reads.
     """
 
     backbone: str
@@ -70,10 +73,16 @@ class ProfileInfo:
     updated: str = field(default_factory=now)
     title: str = ""
     entry: int = 0
+    adapters_before: tuple[str, ...] = ()
+
+    @property
+    def adapters(self) -> set[str]:
+        """Fingerprints of all adapters to which its numbers mean the same."""
+        return {self.adapter_fingerprint, *self.adapters_before}
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return asdict(self) | {"layers": list(self.layers)}
+        return asdict(self) | {"layers": list(self.layers), "adapters_before": list(self.adapters_before)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,15 +214,18 @@ def _read_info(metadata: dict[str, str]) -> ProfileInfo:
         raise ValueError("a description too long to be true")
     values: dict[str, Any] = {}
     for f in fields(ProfileInfo):
-        if f.name == "entry" and f.name not in metadata:  # files made before there was a history
+        if f.name in _LATER and f.name not in metadata:
             continue
         values[f.name] = metadata[f.name] if f.type == "str" else json.loads(metadata[f.name])
     values["layers"] = tuple(values["layers"])
+    values["adapters_before"] = tuple(values.get("adapters_before", ()))
     numbers = (*values["layers"], values["turns"], values["tokens"], values.get("entry", 0))
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         raise ValueError("counts are not whole numbers")
     if not isinstance(values["adapter_config"], dict):
         raise TypeError("adapter_config is not an object")
+    if not all(isinstance(before, str) for before in values["adapters_before"]):
+        raise TypeError("adapters_before is not a list of fingerprints")
     return ProfileInfo(**values)
 
 

@@ -85,6 +85,7 @@ class History:
         self.path, self._limit = path, limit
         self._shape = profile.matrices.shape
         self._about = {"format": "deltamem-history", "version": 1, "adapter": profile.info.adapter_fingerprint}
+        self._known = [self._about | {"adapter": fingerprint} for fingerprint in profile.info.adapters]
         self.entries: dict[int, Entry] = {}
         self._places: dict[int, int] = {}
         self._end = 0
@@ -108,11 +109,11 @@ class History:
         first = True
         for place, about, length in _records(data):
             if first:
-                if about != self._about:
+                if about not in self._known:
                     raise ProfileError(
                         f"{self.path} is the history of a profile made with another adapter; it was left as it is"
                     )
-                first = False
+                self._about, first = about, False
             elif "labelled" in about:
                 entry = self.entries.get(about["labelled"])
                 if entry is not None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from deltamem.errors import ProfileError
 from deltamem.inspection import HeadSummary, change_between, summarize
@@ -134,8 +135,32 @@ def merge(store: ProfileStore, name: str, other: str, weight: float = 0.5) -> tu
         return history.entries[after.info.entry], kept
 
 
+def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, config: dict[str, Any]) -> None:
+    """Let another adapter read a profile, one that writes as its own does; state and history stay as they are.
+
+    Args:
+        store: where the profile is.
+        name: of it.
+        adapter: name of the other one, of which the caller knows that it writes so.
+        fingerprint: of that.
+        config: its live options.
+
+    Raises:
+        ProfileError: its options are others, so it can't write as the profile's own does, or the profile is in use.
+    """
+    with _held(store, name) as (path, profile, _):
+        info = profile.info
+        if config != info.adapter_config:
+            raise ProfileError(
+                f"{name} was made with {info.adapter}, and {adapter} has another memory; it stays as it is"
+            )
+        before = tuple(sorted(info.adapters - {fingerprint}))
+        changed = replace(info, adapter=adapter, adapter_fingerprint=fingerprint, adapters_before=before)
+        save_profile(path, replace(profile, info=changed))
+
+
 def _check_same_adapter(name: str, one: Profile, other: str, two: Profile) -> None:
-    if one.info.adapter_fingerprint != two.info.adapter_fingerprint:
+    if not one.info.adapters & two.info.adapters:
         raise ProfileError(
             f"{name} was made with {one.info.adapter} and {other} with {two.info.adapter}; their numbers mean "
             "different things"
