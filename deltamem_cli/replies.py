@@ -38,8 +38,9 @@ def _markdown(events: Iterator[Any]) -> TurnFinished | None:
                 live.update(Text(f"reading {event.done} of {event.total} tokens", style="dim"))
             elif isinstance(event, TextChunk):
                 text += clean(event.text)
-                tail = text.splitlines()[-max(1, out.size.height - 2) :]
-                live.update(Text("\n".join(tail)))
+                # The console wraps nothing on its own, and what is wider than the screen would be cut off.
+                lines = Text(text).wrap(out, out.size.width, overflow="fold", no_wrap=False)
+                live.update(Text("\n").join(lines[-max(1, out.size.height - 2) :]))
             elif isinstance(event, TurnFinished):
                 finished = event
     out.print(Markdown(text, hyperlinks=False), soft_wrap=False)
