@@ -67,11 +67,17 @@ def run_show(name: str, as_json: bool) -> None:
 
 def run_upgrade(name: str) -> None:
     """Let the newest adapter read a profile."""
-    from deltamem.adapter import adapter_fingerprint
+    from deltamem.adapter import SHIPPED, adapter_fingerprint
+    from deltamem.config import DeltaMemConfig
     from deltamem.memory import DeltaMemory
     from deltamem.profiles import ProfileStore, load_profile
     from deltamem.profiles.versions import upgrade
     from deltamem_cli.opening import open_backbone
+
+    def shipped(adapter: str) -> tuple[str, DeltaMemConfig]:
+        memory = DeltaMemory.from_pretrained(backbone.model, SHIPPED / adapter)
+        memory.detach()
+        return adapter_fingerprint(memory.config, memory.adapter_tensors()), memory.config
 
     store = ProfileStore()
     info = load_profile(store.existing(name)).info
@@ -81,13 +87,13 @@ def run_upgrade(name: str) -> None:
         why = f"{newer} reads another memory, so a new profile is needed for it" if newer else "there is no newer one"
         raise ProfileError(f"{name} stays with the adapter {info.adapter}: {why}")
     backbone = open_backbone(info.backbone, "cpu", "auto")
-    if backbone.fingerprint != info.backbone_fingerprint:
-        raise ProfileError(
-            f"{name} was made with another {info.backbone} than the one there is here; it stays as it is"
-        )
-    memory = DeltaMemory.from_pretrained(backbone.model, newest)
-    fingerprint = adapter_fingerprint(memory.config, memory.adapter_tensors())
-    upgrade(store, name, newest, fingerprint, memory.config.to_dict())
+    made_with = {info.backbone: info.backbone_fingerprint, info.adapter: info.adapter_fingerprint}
+    here = {info.backbone: backbone.fingerprint, info.adapter: shipped(info.adapter)[0]}
+    for what, fingerprint in made_with.items():
+        if fingerprint != here[what]:
+            raise ProfileError(f"{name} was made with another {what} than the one there is here; it stays as it is")
+    fingerprint, config = shipped(newest)
+    upgrade(store, name, newest, fingerprint, config.to_dict())
     notice(f"{name} is read with {newest} from here on, and not with {info.adapter}; what it remembers is the same.")
 
 

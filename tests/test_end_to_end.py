@@ -8,12 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deltamem.backbones.catalog import CATALOG
 from deltamem.evaluation.scoring import says_unknown
+from deltamem.profiles import ProfileStore, load_profile, save_profile
 
 pytestmark = pytest.mark.backbone
 
@@ -85,7 +87,14 @@ def test_a_profile_is_read_by_the_newer_adapter_when_told_to(tmp_path: Path) -> 
     log = json.loads(deltamem(tmp_path, "profiles", "log", "old", "--json"))
     assert [entry["turns"] for entry in log["entries"]] == [0, 1, 2], "the past is still its own"
     deltamem(tmp_path, "chat", "Hello.", "--profile", "oldest", *options[:2], "--adapter", "smollm2-135m-v1")
-    for name, why in (("old", "there is no newer one"), ("oldest", "reads another memory")):
+    store = ProfileStore(tmp_path / "profiles")
+    profile = load_profile(store.path("old"))
+    save_profile(store.path("mine"), replace(profile, info=replace(profile.info, adapter=own)))
+    for name, why in (
+        ("old", "there is no newer one"),
+        ("oldest", "reads another memory"),
+        ("mine", f"another {own} than the one there is here"),
+    ):
         run = subprocess.run(
             [sys.executable, "-m", "deltamem_cli", "profiles", "upgrade", name],
             capture_output=True, text=True, env={**os.environ, "DELTAMEM_HOME": str(tmp_path)},
