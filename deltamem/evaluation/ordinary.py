@@ -7,7 +7,7 @@ name would suit a dog?" with the name of the user's dog in the memory).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -58,16 +58,24 @@ def ordinary(
     total = (len(facts) + 1) * sum(map(len, kinds.values()))
     done, rows = 0, []
     for kind, asked in kinds.items():
-        asking = _Asking(passes, [a.prompt for a in asked], tokens, batch)
-        report(f"asking: {kind}, frozen", done, total)
-        frozen = asking.replies(None)
+        prompts = [a.prompt for a in asked]
+        asking = _Asking(passes, prompts, tokens, batch, lambda stage, n: report(stage, n, total))
+        frozen = asking.replies(None, f"asking: {kind}, frozen", done)
         for count in facts:
             done += len(asked)
-            report(f"asking: {kind}, {count} facts", done, total)
+            stage = f"asking: {kind}, {count} facts"
+            report(stage, done, total)  # before histories are written
             rng = random.Random(f"ordinary-{seed}-{count}")
             told = {str(i): _history(people, rng, count, a.told) for i, a in enumerate(asked)}
-            states = write_histories(passes, told, 1024, batch)
-            rows.append(_row(kind, count, asking, frozen, [states[name] for name in told]))
+            written = write_histories(passes, told, 1024, batch)
+            states = [written[name] for name in told]
+            said = asking.replies(states, stage, done)
+            kl = [asking.distance(i, reply, state) for i, (reply, state) in enumerate(zip(frozen, states, strict=True))]
+            replies = [
+                {"prompt": prompt, "frozen": theirs, "memory": ours}
+                for prompt, theirs, ours in zip(prompts, frozen, said, strict=True)
+            ]
+            rows.append(_row(kind, count, kl, replies))
         done += len(asked)
     report("asking", total, total)
     return rows
@@ -76,21 +84,25 @@ def ordinary(
 class _Asking:
     """Prompts that are put to the backbone with states, or without."""
 
-    def __init__(self, passes: Passes, prompts: Sequence[str], tokens: int, batch: int) -> None:
-        self.prompts = prompts
-        self._passes, self._tokens, self._batch = passes, tokens, batch
+    def __init__(
+        self, passes: Passes, prompts: Sequence[str], tokens: int, batch: int, report: Callable[[str, int], None]
+    ) -> None:
+        self._passes, self._prompts, self._tokens = passes, prompts, tokens
+        self._batch, self._report = batch, report
 
-    def replies(self, states: Sequence[MemoryState] | None) -> list[str]:
+    def replies(self, states: Sequence[MemoryState] | None, stage: str, done: int) -> list[str]:
+        """What is said to each; `stage` and, counted on from `done`, the prompts are reported."""
         found: list[str] = []
-        for start in range(0, len(self.prompts), self._batch):
+        for start in range(0, len(self._prompts), self._batch):
+            self._report(stage, done + start)
             some = slice(start, start + self._batch)
-            asks = [ask_tokens(self._passes.form, Question(p, "")) for p in self.prompts[some]]
+            asks = [ask_tokens(self._passes.form, Question(p, "")) for p in self._prompts[some]]
             found += self._passes.reply(asks, MemoryState.stack(states[some]) if states else None, self._tokens)
         return found
 
     def distance(self, number: int, reply: str, state: MemoryState) -> float:
         """KL to the frozen backbone in nats a token of its reply to a prompt."""
-        one = read_batch(self._passes.form, [(0, Question(self.prompts[number], reply))])
+        one = read_batch(self._passes.form, [(0, Question(self._prompts[number], reply))])
         with torch.no_grad():
             ours, theirs = self._passes.read(one, state), self._passes.read(one, None)
         # The end of a reply that was cut off is no end: the last position is left out.
@@ -111,19 +123,9 @@ def _history(people: SyntheticPeople, rng: random.Random, count: int, told: Rela
     return people.episode(rng, Difficulty(), "heldout", facts=count, among=among).history
 
 
-def _row(
-    kind: str, facts: int, asking: _Asking, frozen: Sequence[str], states: Sequence[MemoryState]
-) -> dict[str, Any]:
-    said = asking.replies(states)
-    every = list(zip(asking.prompts, frozen, said, strict=True))
-    kl = [asking.distance(i, reply, state) for i, (reply, state) in enumerate(zip(frozen, states, strict=True))]
-    same = [float(theirs.split()[:WORDS] == ours.split()[:WORDS]) for _, theirs, ours in every]
-    row: dict[str, Any] = {
-        "kind": kind,
-        "facts": facts,
-        "n": len(every),
-        "replies": [{"prompt": prompt, "frozen": theirs, "memory": ours} for prompt, theirs, ours in every],
-    }
+def _row(kind: str, facts: int, kl: Sequence[float], replies: Sequence[dict[str, str]]) -> dict[str, Any]:
+    same = [float(r["memory"].split()[:WORDS] == r["frozen"].split()[:WORDS]) for r in replies]
+    row: dict[str, Any] = {"kind": kind, "facts": facts, "n": len(replies), "replies": list(replies)}
     for name, values in (("kl", kl), ("same", same)):
         row[name] = dict(zip(("mean", "low", "high"), interval(values), strict=True))
     return row

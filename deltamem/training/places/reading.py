@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem.evaluation.ordinary import divergence
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
@@ -109,7 +110,7 @@ class Asking:
         with torch.no_grad():
             was = self._said(self._before, *asked)
         loss = loss + _SAID * F.cross_entropy(found, torch.searchsorted(among, drawn.targets).to(found.device))
-        loss = loss + _KEPT * _divergence(found, was)
+        loss = loss + _KEPT * divergence(found, was) / len(found)
         return loss + self._in_ordinary_talk(now, some_told, among) if bank.idle.shape[1] else loss
 
     def _in_ordinary_talk(self, now: Stacked, states: Tensor, among: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class Asking:
         residuals, rows = bank.idle_residuals[some], self._any(states.shape[1], _IDLE)
         with torch.no_grad():
             frozen = self._tail(residuals.to(now.device).float(), among.to(now.device)).float()
-        loss = _ALONE * _divergence(self._said(now, hidden, residuals, states, rows, among), frozen)
+        loss = _ALONE * divergence(self._said(now, hidden, residuals, states, rows, among), frozen) / len(some)
         if self._memory.config.read_gate:
             gates = torch.logit(now.read_gates(hidden.to(now.device)), eps=1e-6)
             loss = loss + _QUIET * F.softplus(gates - self._shut).mean()
@@ -156,9 +157,3 @@ class Asking:
     ) -> Tensor:
         """Logits of the tokens `among`, (P, tokens), at places (layers, P, hidden size) of the states of `rows`."""
         return self._tail(stacked.bent(hidden, residuals, states, rows), among.to(states.device)).float()
-
-
-def _divergence(logits: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || ours) in nats a place, of logits (P, tokens)."""
-    ours, theirs = logits.log_softmax(-1), teacher.log_softmax(-1)
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem.evaluation.ordinary import divergence
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
@@ -132,8 +133,7 @@ class Saying:
         if idle:
             with torch.no_grad():
                 frozen = self._tail(places.residuals[count:].to(found.device), among.to(found.device)).float()
-            bent = logits[count:].log_softmax(-1)
-            losses["idle"] = F.kl_div(bent, frozen.log_softmax(-1), reduction="batchmean", log_target=True)
+            losses["idle"] = divergence(logits[count:], frozen) / idle
         return losses
 
     @torch.no_grad()

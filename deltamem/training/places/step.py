@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.passes import Passes
+from deltamem.evaluation.ordinary import divergence
 from deltamem.layer import told_of
 from deltamem.training.objective import SILENT, towards
 from deltamem.training.places.bank import Bank
@@ -229,11 +230,11 @@ class PlacesStep:
         if not len(residuals):
             return hidden.new_zeros(()), hidden.new_zeros(())
         with torch.no_grad():
-            frozen = self._tail(residuals, self._candidates).float().log_softmax(-1)
+            frozen = self._tail(residuals, self._candidates)
         rows = torch.arange(len(residuals)) % state.shape[1]
-        found = self._tail(self._layers.bent(hidden, residuals, state, rows), self._candidates).log_softmax(-1)
+        found = self._tail(self._layers.bent(hidden, residuals, state, rows), self._candidates)
         quiet = self._gates(hidden, SILENT) if self._recipe.silence_weight else hidden.new_zeros(())
-        return F.kl_div(found, frozen, reduction="batchmean", log_target=True), quiet
+        return divergence(found, frozen) / len(residuals), quiet
 
     def _report(self, sums: dict[str, float], gates: float, overlap: float, values: int) -> dict[str, float]:
         recipe = self._recipe
