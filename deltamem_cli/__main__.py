@@ -2,4 +2,5 @@
 
 from deltamem_cli.app import main
 
-main()
+if __name__ == "__main__":  # processes that draw for a training run import this module as well
+    main()

@@ -37,6 +37,13 @@ def train_adapter(
     start: Annotated[Path | None, typer.Option("--from", help="Begin with this adapter.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --output.")] = False,
     steps: Annotated[int | None, typer.Option(min=0, help="Optimizer steps.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.01, help="End after so many minutes of steps, if not after --steps.")
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes that make and draw data beside this one (places). Default: 6 with a GPU."),
+    ] = None,
     cached_steps: Annotated[
         int | None, typer.Option(min=0, help="So many of them, the first, on hidden states worked out once.")
     ] = None,
@@ -49,6 +56,9 @@ def train_adapter(
     ] = None,
     vocabulary: Annotated[
         int | None, typer.Option(min=0, help="Times every word piece is told as a value (places).")
+    ] = None,
+    easy_steps: Annotated[
+        int | None, typer.Option(min=0, help="Of the first steps, so many tell little and ask little else (places).")
     ] = None,
     made_up: Annotated[
         int | None, typer.Option(min=0, help="Conversations the backbone makes up, to be left alone (places).")
@@ -146,6 +156,7 @@ def train_adapter(
     }
     recipe = {
         "steps": steps,
+        "minutes": minutes,
         "cached_steps": cached_steps,
         "bank": bank,
         "stock": stock,
@@ -153,6 +164,7 @@ def train_adapter(
         "say_steps": say_steps,
         "read_steps": read_steps,
         "vocabulary": vocabulary,
+        "easy_steps": easy_steps,
         "made_up": made_up,
         "impersonal": impersonal,
         "cached_questions": cached_questions,
@@ -191,6 +203,7 @@ def train_adapter(
             data=data or [],
             start=start,
             resume=resume,
+            workers=workers,
             device=device,
             dtype=dtype,
             quantize=quantize.value,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import sys
@@ -17,6 +18,8 @@ from deltamem_cli.terminal import err, notice, table
 
 _OF_ITS_OWN = 0.8
 """Most of the steps that are cached where there is other data than the generator's: that wants whole ones."""
+_WORKERS = 6
+"""Processes beside a GPU, where there are so many cores."""
 _EVERY = 60.0
 """Seconds between two lines about progress in a log."""
 
@@ -31,6 +34,7 @@ class TrainOptions:
     data: list[str]
     start: Path | None
     resume: bool
+    workers: int | None
     device: str
     dtype: str
     quantize: str
@@ -72,6 +76,7 @@ def run_train(options: TrainOptions) -> None:
             options.tensorboard,
             team,
             bar.preparing,
+            workers_for(options.workers, backbone.device.type),
         )
         rank = trainer.passes.memory.config.rank
         if options.start is not None and options.config.get("rank", rank) != rank:
@@ -89,7 +94,7 @@ def run_train(options: TrainOptions) -> None:
         results = final_figures(trainer)
     if team.rank:
         return
-    if trainer.step < preset.recipe.steps:
+    if not preset.recipe.over(trainer.step, trainer.seconds):
         notice(f"Stopped after step {trainer.step}: {preset.recipe.patience} evaluations without a better one.")
     command = "deltamem train-adapter " + shlex.join(sys.argv[2:])
     write_card(options.output, backbone, trainer, command, results)
@@ -98,6 +103,13 @@ def run_train(options: TrainOptions) -> None:
     if curves is not None:
         notice(f"The curves are in {curves}.")
     notice(f"The adapter is in {options.output}; try it: deltamem chat --adapter {options.output}")
+
+
+def workers_for(asked: int | None, device: str) -> int:
+    """Processes that make and draw data: on a GPU a step takes less time than drawing for it, on a CPU it needs all."""
+    if asked is not None:
+        return asked
+    return min(_WORKERS, max(0, (os.cpu_count() or 1) - 2)) if device == "cuda" else 0
 
 
 def chosen_preset(options: TrainOptions) -> Any:
@@ -121,6 +133,7 @@ def chosen_preset(options: TrainOptions) -> Any:
         recipe["cached_steps"] = round(share * recipe.get("steps", preset.recipe.steps))
     if options.start is not None:
         # An adapter's are trained already.
+        recipe.setdefault("easy_steps", 0)
         recipe.setdefault("key_steps", 0)
         recipe.setdefault("say_steps", 0)
     if recipe.get("steps") == 0 and not recipe.get("read_steps", preset.recipe.read_steps):

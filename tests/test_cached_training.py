@@ -105,7 +105,7 @@ def gradients(
     passes.memory.adapter.requires_grad_(True)
     passes.memory.adapter.zero_grad()
     recipe = Recipe(cached_questions=12, cached_facts=4, cached_talk=1, ordinary=1)
-    parts = CachedStep(passes, recipe, bank, ordinary, team).backward(random.Random(seed))
+    parts = CachedStep(passes, recipe, bank, ordinary, team).backward(seed)
     return parts, {n: p.grad.clone() for n, p in passes.memory.adapter.named_parameters() if p.grad is not None}
 
 

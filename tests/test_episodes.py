@@ -12,14 +12,20 @@ from typing import Any
 import pytest
 
 from deltamem.chat_format import ChatFormat
+from deltamem.episodes import many
 from deltamem.episodes.batches import ask_tokens, read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
 from deltamem.episodes.impersonal import impersonal
+from deltamem.episodes.many import make_episodes
 from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.episodes.words import Split
 from deltamem.errors import DataError
 from deltamem.evaluation.scoring import says_unknown
 from deltamem.training.curriculum import STAGES
+from deltamem.training.places.builder import difficulty
+
+SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 
 def test_values_and_phrasings_are_split(people: SyntheticPeople) -> None:
@@ -163,6 +169,32 @@ def test_lists_and_long_values(people: SyntheticPeople) -> None:
     assert all(" and " in q.value for e in everything(people, Difficulty(lists=1.0)) for q in e.questions if q.value)
     words = {q.value for e in everything(people, Difficulty(long_values=1.0), 80) for q in e.questions if q.value}
     assert {len(w.split()) for w in words} == {1, 2} and len(words) > 40
+
+
+def test_other_processes_make_the_same_episodes(people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many, "_TOGETHER", 5)
+    shares: list[float] = []
+    here, there = (
+        make_episodes(people, 12, "some", "train", difficulty, workers=n, report=shares.append) for n in (0, 2)
+    )
+    assert here == there and len(here) == 12
+    assert shares == [5 / 12, 10 / 12, 1.0] * 2
+    assert here[0] != here[5], "no lot is another's"
+    alone = make_episodes(people, 3, "some", "train", difficulty, facts=2)
+    assert all(len({q.value for q in e.asked if q.kind != "unknown"}) <= 3 for e in alone)
+
+
+def test_whose_a_thing_is_may_be_any_name_in_training_and_held_out_people_keep_theirs(people: SyntheticPeople) -> None:
+    others = Difficulty(others=1.0)
+    known, heldout = (set(people._people[s]) for s in ("train", "heldout"))
+    for split in SPLITS:
+        rng = random.Random(1)
+        made = [people.episode(rng, others, split, facts=2) for _ in range(60)]
+        heads = {q.answer.split("'s ")[0].split()[-1] for e in made for q in e.questions if q.kind == "other"}
+        if split == "train":
+            assert heads & known and heads - known and not heads & heldout
+        else:
+            assert heads <= heldout
 
 
 def test_some_relations_are_never_trained_on(people: SyntheticPeople) -> None:

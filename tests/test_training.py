@@ -55,6 +55,14 @@ def test_the_rate_warms_up_holds_and_falls_to_zero() -> None:
     assert Recipe(steps=100, warmup=1, decay=1.0).rate(50) == pytest.approx(1e-3)
 
 
+def test_a_run_may_end_by_the_clock_and_the_rate_with_it() -> None:
+    recipe = Recipe(steps=100, warmup=1, decay=1.0, learning_rate=1.0, minutes=2.0)
+    assert recipe.rate(10, 60.0) == pytest.approx(0.5) and recipe.rate(10, 120.0) == 0.0
+    assert recipe.rate(50, 10.0) == pytest.approx(0.5), "the steps are nearer to their end"
+    assert not recipe.over(99, 119.0) and recipe.over(5, 120.0) and recipe.over(100, 0.0)
+    assert not Recipe(steps=100).over(99, 1e9)
+
+
 def few_people() -> SyntheticPeople:
     """A generator small enough for a tiny model with one token a byte."""
     people = SyntheticPeople(Words())

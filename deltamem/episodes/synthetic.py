@@ -22,6 +22,8 @@ from deltamem.errors import DataError
 
 _PAUSE = "..."
 """Stands where a value is not known."""
+_SOMEBODY_ELSES = 0.35
+"""Share of openings that are about what is somebody else's, where such a thing can be."""
 
 
 class SyntheticPeople:
@@ -164,7 +166,7 @@ class SyntheticPeople:
                 continue
             owner = None
             if relation.possessed and rng.random() < difficulty.others:
-                owner = rng.choice(self._people[split])
+                owner = self._anybody(rng, split)
                 if rng.random() < 0.5 and len(told) + 1 < count:
                     # The user has one as well: the two must be kept apart.
                     mine = self._value(rng, relation.kind, difficulty, values, taken)
@@ -279,7 +281,7 @@ class SyntheticPeople:
         return tuple(turns)
 
     def _opening(self, rng: random.Random, relation: Relation, what: str, way: str) -> Question:
-        owner = rng.choice(self._people["train"]) if relation.possessed and rng.random() < 0.2 else None
+        owner = self._anybody(rng, "train") if relation.possessed and rng.random() < _SOMEBODY_ELSES else None
         likely = self._natural["train"].get(relation.id)
         values = likely if likely and rng.random() < 0.5 else self._values[relation.kind]["train"]
         fact = Fact(relation, rng.choice(values), owner)
@@ -288,6 +290,14 @@ class SyntheticPeople:
         text = self._around_it(rng, what, fact.said_of(way).format(v=fact.value))
         begun = fact.reply(relation.answer)[1]
         return Question(text, begun if what == "question" else self._noted.format(a=begun), "", relation.id)
+
+    def _anybody(self, rng: random.Random, split: Split) -> str:
+        """A name; in training half of the time any capitalised word, as whatever name was asked about is to be said."""
+        people = self._people[split]
+        if split == "heldout" or rng.random() < 0.5:
+            return rng.choice(people)
+        name = rng.choice(self._values["name"]["train"])
+        return rng.choice(people) if name in self._people["heldout"] else name
 
     def _question(self, rng: random.Random, fact: Fact, split: Split) -> str:
         question = fact.phrase(rng, fact.relation.questions, split)
@@ -332,7 +342,7 @@ class SyntheticPeople:
             new = [r for r in relations if all(r is not fact.relation for fact in told)]
             absent = Fact(rng.choice(new or relations), "")
             if difficulty.others and absent.relation.possessed and rng.random() < 0.2:
-                absent = Fact(absent.relation, "", rng.choice(self._people[split]))
+                absent = Fact(absent.relation, "", self._anybody(rng, split))
             if new:
                 more.append(self._asked(rng, absent, "unknown", difficulty, split))
         if rng.random() < difficulty.noted:

@@ -41,6 +41,7 @@ _PLACES = Preset(
         cached_questions=192,
         cached_facts=16,
         vocabulary=1,
+        easy_steps=1000,
         made_up=200,
         impersonal=5,
         read_steps=400,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +30,8 @@ class Recipe:
         betas: of AdamW.
         warmup: steps of linear warm-up.
         decay: share of the steps, at the end, over which a cosine takes the rate to zero.
+        minutes: a run ends when its steps have taken so long, if it does not after `steps`, and the rate goes by
+            whichever is nearer; 0 for as long as the steps take.
         clip: largest gradient norm.
         start_weight: weight of an answer's first token beside the value's.
         rest_weight: weight of the answer's other tokens.
@@ -46,6 +49,8 @@ class Recipe:
             is written, after all others, where corrections go to the last layer.
         vocabulary: how often each of the tokenizer's word pieces is told, in place of values of the bank, where
             corrections go to the last layer. Once takes 1.5 GB with 26 layers of smollm2-135m.
+        easy_steps: in so many steps on places, the first, little is asked that was never told, and no more than a few
+            facts are told: from nothing, all that is learnt otherwise is to say that nothing is known.
         made_up: conversations that the backbone makes up itself, beside the ordinary prompts, where corrections go to
             the last layer.
         impersonal: questions about each noun that sound like one about oneself and are left alone, where corrections
@@ -87,6 +92,7 @@ class Recipe:
     betas: tuple[float, float] = (0.9, 0.95)
     warmup: int = 30
     decay: float = 0.4
+    minutes: float = 0.0
     clip: float = 1.0
     start_weight: float = 1.0
     rest_weight: float = 0.3
@@ -99,6 +105,7 @@ class Recipe:
     say_steps: int = 0
     read_steps: int = 0
     vocabulary: int = 0
+    easy_steps: int = 0
     made_up: int = 0
     impersonal: int = 0
     cached_questions: int = 64
@@ -132,15 +139,21 @@ class Recipe:
             return self.base_rate
         return self.output_rate if name.startswith("delta") else 1.0
 
-    def rate(self, step: int) -> float:
-        """Learning rate at a step, counted from 0."""
+    def rate(self, step: int, seconds: float = 0.0) -> float:
+        """Learning rate at a step, counted from 0, that begins after so many seconds of the run."""
         if step < self.warmup:
             return self.learning_rate * (step + 1) / self.warmup
-        start = self.steps * (1 - self.decay)
-        if step < start:
-            return self.learning_rate
-        share = (step - start) / max(1.0, self.steps - start)
-        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+        done = max(step / self.steps, seconds / (60 * self.minutes) if self.minutes else 0.0)
+        share = min(1.0, max(0.0, done - (1 - self.decay)) / max(self.decay, 1e-9))
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+    def over(self, step: int, seconds: float) -> bool:
+        """Whether a run ends before a step, counted from 0, that would begin after so many seconds of it."""
+        return step >= self.steps or 0 < 60 * self.minutes <= seconds
+
+    def rng(self, step: int) -> random.Random:
+        """All randomness of a step, counted from 0, comes from its number, so a resumed run is the unbroken one."""
+        return random.Random(f"{self.seed}-{step}")
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for checkpoints and cards."""

@@ -45,6 +45,7 @@ def prepare(
     tensorboard: bool = False,
     team: Team | None = None,
     report: Callable[[str, float], None] | None = None,
+    workers: int = 0,
 ) -> Trainer:
     """A trainer that is ready to run.
 
@@ -60,6 +61,7 @@ def prepare(
         tensorboard: log for TensorBoard as well.
         team: the processes that train together.
         report: called with what is being done and the share done, during the warm start.
+        workers: processes that make episodes and draw beside this one; 0 for none.
 
     Raises:
         DataError: the directory holds a run already, or none to resume; or data can't be used.
@@ -103,7 +105,9 @@ def prepare(
         if not on_places:
             raise DataError("--from with a larger --rank is for steps on places; use --preset places")
         fit = partial(lengthen, before)
-    trainer = Trainer(passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, fit, report)
+    trainer = Trainer(
+        passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, fit, report, workers
+    )
     if resume:
         trainer.resume()
     elif before is None or _more_heads(memory, before):

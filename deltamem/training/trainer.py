@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from deltamem.adapter import save_adapter
-from deltamem.episodes.episode import Episode, Question
-from deltamem.episodes.impersonal import impersonal
+from deltamem.episodes.episode import Episode
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.memory import DeltaMemory
@@ -23,15 +22,13 @@ from deltamem.training.checkpoints import load_checkpoint, save_checkpoint
 from deltamem.training.curriculum import WaitingCurriculum
 from deltamem.training.data import Made, Mix
 from deltamem.training.heldout import heldout_recall
-from deltamem.training.made_up import kept_talk
 from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.alone import fit_alone
-from deltamem.training.places.bank import Bank, Report, with_words
-from deltamem.training.places.builder import build_bank as build_places
+from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.reading import fit_reading
 from deltamem.training.places.step import PlacesStep
-from deltamem.training.places.vocabulary import tell_vocabulary
+from deltamem.training.places.whole import whole_bank
 from deltamem.training.recipe import Recipe
 from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
@@ -78,6 +75,9 @@ class Trainer:
         tensorboard: log for TensorBoard as well.
         fit: called with memory, bank, seed and `preparing` before the first of the steps on places.
         preparing: called with what is being done and the share done, while a bank is built.
+        workers: processes that make episodes for a bank on places, and draw what steps on it look at; 0 for none
+            beside this one.
+        bank: what steps on places draw from; None builds it.
     """
 
     def __init__(
@@ -92,8 +92,10 @@ class Trainer:
         tensorboard: bool = False,
         fit: Fit | None = None,
         preparing: Report | None = None,
+        workers: int = 0,
+        bank: Bank | None = None,
     ) -> None:
-        self._preparing = preparing
+        self._preparing, self._workers, self._bank = preparing, workers, bank
         self.passes, self.recipe, self.directory, self.people = passes, recipe, directory, people
         self.mix = mix or Mix([Made(people)], [1.0], ["synthetic"])
         self.team = team or Team()
@@ -168,13 +170,13 @@ class Trainer:
         step = TrainingStep(self.passes, recipe, ordinary, self.team)
         to_finish = self._last_layer and recipe.read_steps > 0 and not self.finished
         cached = self._cached_step(ordinary) if self.step < recipe.cached_steps or to_finish else None
-        while self.step < recipe.steps and not (recipe.patience and self.since_best >= recipe.patience):
+        while not recipe.over(self.step, self.seconds) and not (recipe.patience and self.since_best >= recipe.patience):
             if self.step >= recipe.cached_steps:
                 cached = None  # a bank takes gigabytes
             report = self._one_step(step, cached)
             if metrics is not None:
                 metrics.add(vars(report))
-            if self.step % recipe.save_every == 0 or self.step == recipe.steps:
+            if self.step % recipe.save_every == 0 or recipe.over(self.step, self.seconds):
                 self.save()
             yield report
             if any(self.team.gather(self._stopping)):  # a signal need not reach all processes at the same step
@@ -192,45 +194,34 @@ class Trainer:
 
     def _cached_step(self, ordinary: OrdinaryTalk | None) -> CachedStep | PlacesStep:
         recipe = self.recipe
-        asked = ordinary.questions if ordinary is not None else []
-        if self._last_layer:
-            if ordinary is not None:
-                asked = [*asked, *self._more_ordinary_talk(ordinary)]
-            places = build_places(
-                self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing, stock=recipe.stock
+        if not self._last_layer:
+            asked = ordinary.questions if ordinary is not None else []
+            bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
+            return CachedStep(self.passes, recipe, bank, ordinary, self.team)
+        places = self._bank
+        if places is None:
+            places = whole_bank(
+                self.passes, self.people, ordinary, recipe, self.directory, self._preparing, self._workers
             )
-            if self._fit is not None and not self.step:
+        if not self.step:
+            if self._fit is not None:
                 self._fit(self.passes.memory, places, recipe.seed, self._preparing)
-            if recipe.vocabulary:
-                words = tell_vocabulary(self.passes, self.people, recipe.vocabulary, recipe.seed, self._preparing)
-                places = with_words(places, words)
-            if not self.step:
-                fit_alone(self.passes.memory, places, recipe, self._preparing)
-            step = PlacesStep(self.passes, recipe, places, self.team)
-            self._places = step.bank if recipe.read_steps else None
-            return step
-        bank = build_bank(self.passes, self.people, asked, recipe.bank, recipe.seed, self._preparing)
-        return CachedStep(self.passes, recipe, bank, ordinary, self.team)
-
-    def _more_ordinary_talk(self, ordinary: OrdinaryTalk) -> list[Question]:
-        recipe, more = self.recipe, []
-        if recipe.impersonal:
-            rng = random.Random(f"impersonal-{recipe.seed}")
-            more += ordinary.others([q.text for q in impersonal(rng, "train", recipe.impersonal)])
-        if recipe.made_up:
-            more += kept_talk(self.passes, recipe.made_up, recipe.seed, self.directory, self._preparing)
-        return more
+            fit_alone(self.passes.memory, places, recipe, self._preparing)
+        step = PlacesStep(self.passes, recipe, places, self.team)
+        self._places = step.bank if recipe.read_steps else None
+        if self.step < recipe.cached_steps:
+            step.draw_ahead(self.step, self._workers)
+        return step
 
     def _one_step(self, step: TrainingStep, cached: CachedStep | PlacesStep | None) -> StepReport:
         recipe = self.recipe
         began = time.monotonic()
-        # All randomness of a step comes from its number, so a resumed run is the unbroken one.
-        rng = random.Random(f"{recipe.seed}-{self.step}")
-        rate = recipe.rate(self.step)
+        rng = recipe.rng(self.step)
+        rate = recipe.rate(self.step, self.seconds)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["scale"]
         self.optimizer.zero_grad()
-        parts = cached.backward(rng) if cached is not None else step.backward(rng, self._episodes(rng))
+        parts = cached.backward(self.step) if cached is not None else step.backward(rng, self._episodes(rng))
         torch.nn.utils.clip_grad_norm_(self.passes.memory.parameters(), recipe.clip)
         self.optimizer.step()
         self.passes.memory.reset()
@@ -240,7 +231,7 @@ class Trainer:
         if cached is None:
             self.curriculum.update(accuracy)
         results = self.evaluate() if self.step % recipe.eval_every == 0 else {}
-        spent = time.monotonic() - began
+        spent = max(self.team.gather(time.monotonic() - began))  # the same everywhere: the rate may go by it
         self.seconds += spent
         return StepReport(self.step, parts.pop("loss"), accuracy, stage, rate, spent, parts, results)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import torch
@@ -48,17 +47,17 @@ class CachedStep:
         self._passes, self._recipe, self._bank = passes, recipe, bank
         self._ordinary, self._team = ordinary, team
 
-    def backward(self, rng: random.Random) -> dict[str, float]:
+    def backward(self, step: int) -> dict[str, float]:
         """Add the gradient of the whole batch's loss to the parameters, the same in every process.
 
         Args:
-            rng: decides what is drawn.
+            step: its number, from 0, which decides what is drawn.
 
         Returns:
             As `TrainingStep.backward` does; ``overlap`` is that of keys of different facts, ``gates`` the
             cross-entropy of the write gates, and of the read gates where nothing is to be read.
         """
-        recipe, team = self._recipe, self._team
+        recipe, team, rng = self._recipe, self._team, self._recipe.rng(step)
         counts = [n for n in (1, 2, 4, 8, 16, 32) if n <= recipe.cached_facts]
         facts = rng.choice(counts)
         drawn = draw(

@@ -127,6 +127,13 @@ class Bank:
         words = self.words._replace(hidden=self.words.hidden.to(device)) if self.words is not None else None
         return replace(self, **moved, words=words)
 
+    def numbers(self) -> Bank:
+        """With nothing of what is hidden but how much of it there is."""
+        none = {name: getattr(self, name)[:0].cpu().clone() for name in _HIDDEN}
+        none |= {name: getattr(self, name)[:, :0].cpu().clone() for name in _ROWS if name.endswith("residuals")}
+        words = self.words._replace(hidden=self.words.hidden[:0].cpu().clone()) if self.words is not None else None
+        return replace(self, **none, words=words)
+
     @property
     def bytes(self) -> int:
         """What is hidden takes."""
@@ -150,6 +157,25 @@ class Bank:
 def with_words(bank: Bank, words: Words) -> Bank:
     """The bank with words told in place of those of its values, which are to be told apart from each other as well."""
     return replace(bank, words=words, candidates=torch.unique(torch.cat([bank.candidates, words.ids])))
+
+
+def part_of(bank: Bank, facts: Sequence[Fact]) -> Bank:
+    """Some of a bank's facts, with what was told and asked of them alone, on the CPU."""
+    told = sorted({t for fact in facts for t in fact.told})
+    asked = sorted({p for fact in facts for p in fact.asked})
+    tokens, places = ({old: new for new, old in enumerate(kept)} for kept in (told, asked))
+    kept = {"told": told, "places": asked} | ({"before": told} if bank.before.shape[1] else {})
+    hidden = {name: getattr(bank, name)[:, kept.get(name, [])].cpu() for name in _HIDDEN}
+    rows: dict[str, list[int]] = {"told_ids": told, "residuals": asked, "targets": asked, "values": asked}
+    return replace(
+        bank,
+        facts=[replace(f, told=[tokens[t] for t in f.told], asked=[places[p] for p in f.asked]) for f in facts],
+        unknown=[],
+        stock=(),
+        words=None,
+        **hidden,
+        **{name: getattr(bank, name)[rows.get(name, [])].cpu() for name in _ROWS},
+    )
 
 
 def joined(banks: Sequence[Bank]) -> Bank:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question
+from deltamem.episodes.many import make_episodes
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
@@ -44,6 +46,8 @@ TOLD_ALONE = 12
 _FAMILIES, _SINGLES = 0.35, 0.35
 """Shares of episodes with relations of the families among them, most of which differ in a noun alone, and of those with
 relations that are no family's, which are asked for in words of their own and answered in them."""
+_LONG, _LONG_TALK = 0.03, 14
+"""Share of episodes with up to so many turns of small talk."""
 _REST = 0.2
 """Share that is kept of the places outside of a value, but for those right after one: they are many, and much alike."""
 _BATCH, _BATCH_ON_GPU = 24, 192
@@ -67,6 +71,7 @@ def build_bank(
     report: Report | None = None,
     split: Split = "train",
     stock: int = 0,
+    workers: int = 0,
 ) -> Bank:
     """Run everything through the frozen backbone once.
 
@@ -79,17 +84,19 @@ def build_bank(
         report: called with what is being done and the share done.
         split: of the episodes.
         stock: how many more are told alone, of `TOLD_ALONE` facts each.
+        workers: processes that make the episodes; 0 for this one alone.
     """
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
-    made = [people.episode(rng, difficulty(rng), split) for _ in range(episodes)]
+    making, name = partial(say, "making up what is told and asked"), f"places-{seed}"
+    made = make_episodes(people, episodes, name, split, difficulty, workers=workers, report=making)
     made.sort(key=lambda e: e.length)
     builder = _Builder(passes, torch.Generator().manual_seed(seed))
     size = _BATCH if passes.device.type == "cpu" else _BATCH_ON_GPU
     for start in range(0, episodes, size):
         builder.add(made[start : start + size])
         say("reading what is told and asked", start / episodes)
-    by_themselves = [people.episode(rng, alone(rng), split, facts=TOLD_ALONE) for _ in range(stock)]
+    by_themselves = make_episodes(people, stock, f"{name}-stock", split, alone, TOLD_ALONE, workers)
     by_themselves.sort(key=lambda e: e.length)
     for start in range(0, stock, size):
         builder.put_by(by_themselves[start : start + size])
@@ -107,7 +114,9 @@ def build_bank(
 def difficulty(rng: random.Random) -> Difficulty:
     """Of one of the episodes."""
     kind = rng.random()
-    return replace(DIFFICULTY, families=kind < _FAMILIES, singles=_FAMILIES <= kind < _FAMILIES + _SINGLES)
+    talk = _LONG_TALK if rng.random() < _LONG else DIFFICULTY.small_talk
+    singles = _FAMILIES <= kind < _FAMILIES + _SINGLES
+    return replace(DIFFICULTY, families=kind < _FAMILIES, singles=singles, small_talk=talk)
 
 
 def alone(rng: random.Random) -> Difficulty:

@@ -34,8 +34,6 @@ _SWAPPED = 0.5
 """Share of words of values that are told with another word's value, as what is around a word says nothing of it."""
 _FROM_WORDS = 0.75
 """Share of those that are of the bank's words, where it has some, and not of other facts' values."""
-_LATER = 0.5
-"""Share that is kept of the places inside a value: what comes after its first token is easier to find."""
 _REST = 3
 """One place outside of values for so many in them."""
 
@@ -157,7 +155,7 @@ class Drawing:
             for _ in chosen:
                 if rng.random() < unknown:
                     asked += self._never_told(rng, row, topics)
-        values = [a for a in asked if self._value[a[1]] and (a[1] not in self._later or rng.random() < _LATER)]
+        values = [a for a in asked if self._value[a[1]]]
         rest = [a for a in asked if not self._value[a[1]]]
         values = rng.sample(values, min(len(values), places))
         rest = rng.sample(rest, min(len(rest), places // _REST))
@@ -184,10 +182,16 @@ class Drawing:
         while len(chosen) < count:
             fact = self._any(rng)
             take(fact)
-            if beside and (others := [f for f in self._of[fact.topic.relation][:_TRIES] if f.topic != fact.topic]):
-                take(rng.choice(others))
+            if beside and (other := self._somebody_elses(rng, fact)) is not None:
+                take(other)
         rng.shuffle(chosen)
         return chosen
+
+    def _somebody_elses(self, rng: random.Random, fact: Fact) -> Fact | None:
+        """The same of another person."""
+        others = self._of[fact.topic.relation]
+        drawn = rng.sample(others, min(_TRIES, len(others)))
+        return next((f for f in drawn if f.topic != fact.topic), None)
 
     def _any(self, rng: random.Random) -> Fact:
         return rng.choice(self._stock if self._stock and rng.random() < _STOCKED else self._bank.facts)

@@ -4,6 +4,8 @@
   agree most on what the fact is about (canonical correlation analysis over topics), turned at random so that every
   head gets as much of them as every other.
 * **W_v, D_o**: a code of the token, as in `training/warm_start.py`; what is added to the last residual gives it back.
+  Beside a residual ten times as long that is hardly heard, so the two then learn, alone, to say what a query that finds
+  most of a value reads. Without that steps on places learn to say that nothing is known, and stay there.
 """
 
 from __future__ import annotations
@@ -12,10 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report, Topic
+from deltamem.training.places.descent import descend
+from deltamem.training.places.stacked import Stacked
+from deltamem.training.places.tail import Tail
 from deltamem.training.warm_start import delta_layers, fit_values
 
 _SCALE = 0.3
@@ -24,6 +30,10 @@ _RIDGE = 0.05
 """Added to variances, relative to their mean."""
 _OPEN = 3.0
 """Logit of the write gates at first: what is no value is yet to shut them."""
+_SAYING_STEPS, _SAYING_RATE, _SAID, _AMONG = 200, 5.0, 256, 8000
+"""Steps of learning W_v and D_o on their own, their rate beside other fits', tokens a step, and those told apart."""
+_FOUND = 0.7
+"""How much of a value is found, and as much of it is noise."""
 
 
 def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | None = None) -> None:
@@ -36,6 +46,7 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
         report: called with what is being done and the share done.
     """
     fit_values(memory, bank.told.float(), bank.told_ids)
+    _learn_to_say(memory, bank, seed, report)
     named = pairs(bank)
     generator = torch.Generator().manual_seed(seed)
     layers = delta_layers(memory)
@@ -54,6 +65,38 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
             layer.memory_k_proj.copy_(_SCALE * turn @ keys)
             layer.memory_q_proj.copy_(_SCALE * turn @ queries)
             layer.beta_bias.fill_(_OPEN)
+
+
+def _learn_to_say(memory: DeltaMemory, bank: Bank, seed: int, report: Report | None) -> None:
+    """Train W_v and D_o to say a told token, of the bank's words as well, at any place where a value is to come."""
+    layers, tail = delta_layers(memory), Tail(memory)
+    weights = [w for layer in layers for w in (layer.memory_v_proj, layer.delta_o_proj)]
+    generator = torch.Generator().manual_seed(seed)
+    places = bank.values.nonzero()[:, 0]
+    words = bank.words
+    ids = bank.told_ids if words is None else torch.cat([bank.told_ids, words.ids])
+
+    def some(there: int, count: int) -> Tensor:
+        return torch.randint(there, (count,), generator=generator)
+
+    def loss() -> Tensor:
+        stacked = Stacked(layers)
+        device = stacked.device
+        told = some(len(bank.told_ids), _SAID)
+        if words is not None:
+            told[::2] = len(bank.told_ids) + some(len(words.ids), len(told[::2]))
+        value = stacked.values(bank.said(told).to(device).float())
+        noise = torch.randn(value.shape, generator=generator).to(device)
+        read = _FOUND * (value + value.detach().std(dim=(1, 2), keepdim=True) * noise)
+        shape = memory.config.num_state_heads, memory.config.rank
+        added = stacked.corrections(read.unflatten(-1, shape).transpose(0, 1))
+        among = torch.unique(torch.cat([ids[told], bank.candidates[some(len(bank.candidates), _AMONG)]]))
+        residuals = bank.residuals[places[some(len(places), _SAID)]].to(device).float()
+        logits = tail(residuals + added, among.to(device))
+        return F.cross_entropy(logits.float(), torch.searchsorted(among, ids[told]).to(device))
+
+    rates = [_SAYING_RATE] * len(weights)
+    descend(weights, loss, _SAYING_STEPS, "learning to say what is read", report, rates=rates)
 
 
 def telling(bank: Bank, told: Tensor, layer: int | slice = slice(None)) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from typing import NamedTuple
 
 import torch
@@ -15,7 +14,8 @@ from deltamem.evaluation.ordinary import divergence
 from deltamem.layer import told_of
 from deltamem.training.objective import SILENT, towards
 from deltamem.training.places.bank import Bank
-from deltamem.training.places.draw import Drawing, Drawn
+from deltamem.training.places.draw import Drawn
+from deltamem.training.places.lots import Ahead, Lot, Lots
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
 from deltamem.training.recipe import Recipe
@@ -25,8 +25,6 @@ from deltamem.training.warm_start import delta_layers
 _OPEN, _SHUT = 0.95, 1e-3
 """Write gates wanted on tokens of values, and on others."""
 _SHUT_WEIGHT = 4.0
-_LOOKED_AT = 128
-"""Tokens that tell nothing, and that ask for nothing, in a step."""
 _ASKING = 0.98
 """Read gate wanted where something is to be said. Without it, gates that are to be shut elsewhere shut before anything
 worth reading is found, and do not open again."""
@@ -37,15 +35,10 @@ _NOISE_ROWS = 2048
 """Most rows of noise that are taken at once; there are twice as many."""
 _ALTERED = 1.0
 """So much, at most, of what two values of the same differ in is added to what a third one's key is made of."""
-_UNKNOWN = 1.0
-"""Chance, per fact told, that something never told is asked about: a fifth of what is asked then."""
-_ROWS = 64
-"""Histories in a step, at most, or a quarter of its questions where that is more; with more of one fact each, it was
-the states that took the time."""
+_FOR_SPREAD = 128
+"""Told tokens whose spread noise goes by."""
 _ROOM = 0.7
 """Most of a GPU's free memory that a bank is put into; one that takes more stays on the CPU."""
-_FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
-"""How many are told in a history, each as often as it stands here."""
 
 
 class _Asked(NamedTuple):
@@ -73,11 +66,12 @@ class PlacesStep:
 
     def __init__(self, passes: Passes, recipe: Recipe, bank: Bank, team: Team) -> None:
         self._passes, self._recipe, self._team = passes, recipe, team
-        self._drawing = Drawing(bank)
+        self._lots = Lots(bank, recipe)
+        self._ahead: Ahead | None = None
         self.bank = bank = _near(bank, passes.device)
         self._generator = torch.Generator()
         self._layers = Stacked(delta_layers(passes.memory))
-        spread = bank.told[:, :_LOOKED_AT].float().std(dim=(1, 2))
+        spread = bank.told[:, :_FOR_SPREAD].float().std(dim=(1, 2))
         self._noise_sizes = (_JITTER * math.sqrt(12) * spread).tolist()
         noise = torch.rand(2 * _NOISE_ROWS, bank.told.shape[-1], generator=torch.Generator().manual_seed(recipe.seed))
         self._noise = (noise - 0.5).to(passes.device)
@@ -87,46 +81,40 @@ class PlacesStep:
         numbers[bank.candidates] = torch.arange(len(bank.candidates))
         self._number = numbers
 
-    def backward(self, rng: random.Random) -> dict[str, float]:
+    def draw_ahead(self, first: int, workers: int) -> None:
+        """Have processes of their own draw what the steps from `first` on look at, the same as without."""
+        self._ahead = Ahead(self._lots, first, workers) if workers else None
+
+    def backward(self, step: int) -> dict[str, float]:
         """Add the gradient of the whole batch's loss to the parameters, the same in every process.
 
         Args:
-            rng: decides what is drawn.
+            step: its number, from 0, which decides what is drawn.
 
         Returns:
             As `CachedStep.backward` does.
         """
-        recipe, team, bank = self._recipe, self._team, self.bank
+        lot = self._lots.draw(step) if self._ahead is None else self._ahead.next()
+        recipe, team, bank, drawn = self._recipe, self._team, self.bank, lot.drawn
         self._layers = Stacked(delta_layers(self._passes.memory))
-        facts = rng.choice([n for n in _FACTS if n <= recipe.cached_facts])
-        self._generator = torch.Generator().manual_seed(rng.getrandbits(40))
-        most = max(_ROWS, recipe.cached_questions // 4)
-        drawn = self._drawing.histories(
-            rng, facts, min(most, max(4, recipe.cached_questions // facts)), _UNKNOWN, recipe.cached_questions
-        )
-        others = self._some(rng, bank.other)
-        state, gates, overlap = self._write(drawn, others)
+        self._generator = torch.Generator().manual_seed(lot.seed)
+        state, gates, overlap = self._write(drawn, lot.others)
         sums: dict[str, float] = {}
         values = bank.values[drawn.places]
         told = _Asked(bank.places, bank.residuals, drawn.places, drawn.rows, drawn.targets)
         loss = self._said(told, state, {"value": (values, 1.0), "rest": (~values, recipe.rest_weight)}, sums)
-        if bank.openings.shape[1]:
-            some = torch.tensor(rng.choices(range(bank.openings.shape[1]), k=recipe.cached_questions))
+        if len(some := lot.openings):
             rows = torch.arange(len(some)) % state.shape[1]
             begun = _Asked(bank.openings, bank.opening_residuals, some, rows, bank.opening_targets[some])
             every = torch.ones(len(some), dtype=torch.bool)
             loss = loss + self._said(begun, state, {"start": (every, recipe.start_weight)}, sums)
-        idle, quiet = self._idle(rng, state, others)
+        idle, quiet = self._left_alone(lot, state)
         sums["ordinary"] = float(idle.detach())
         alone = recipe.ordinary_weight * idle + recipe.silence_weight * quiet
         loss = loss + (alone + recipe.addressing_weight * (gates + recipe.spread * overlap)) / team.size
         loss.backward()
         team.sum_gradients(list(self._passes.memory.parameters()))
         return self._report(sums, float(gates.detach()), float(overlap.detach()), int(values.sum()))
-
-    def _some(self, rng: random.Random, hidden: Tensor) -> Tensor:
-        count = hidden.shape[1]
-        return torch.tensor(rng.choices(range(count), k=_LOOKED_AT if count else 0), dtype=torch.long)
 
     def _jittered(self, hidden: Tensor, count: int | None = None, mine: Tensor | None = None) -> Tensor:
         """Hidden states (layers, n, hidden size) with uniform noise on them: that for `mine` of `count` there are."""
@@ -219,12 +207,11 @@ class PlacesStep:
             return hidden.new_zeros(())
         return towards(self._layers.read_gates(hidden), wanted)
 
-    def _idle(self, rng: random.Random, state: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    def _left_alone(self, lot: Lot, state: Tensor) -> tuple[Tensor, Tensor]:
         """Of ordinary talk, and of what tells nothing: the KL to the frozen backbone, and how far read gates are from
         being shut.
         """
-        bank, device = self.bank, self._passes.device
-        some = self._some(rng, bank.idle)
+        bank, device, some, others = self.bank, self._passes.device, lot.idle, lot.others
         hidden = torch.cat([bank.idle[:, some], bank.other[:, others]], dim=1).to(device).float()
         residuals = torch.cat([bank.idle_residuals[some], bank.other_residuals[others]]).to(device)
         if not len(residuals):

@@ -1,0 +1,142 @@
+"""What a step on places looks at, drawn where it is used or ahead of it in processes of their own.
+
+On a GPU a step takes less time than drawing what it looks at. Drawing asks for numbers alone, not for what is hidden.
+"""
+
+from __future__ import annotations
+
+import pickle
+import random
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from deltamem.processes import beside
+from deltamem.training.places.bank import Bank
+from deltamem.training.places.draw import Drawing, Drawn
+from deltamem.training.recipe import Recipe
+
+_LOOKED_AT = 128
+"""Tokens that tell nothing, and of ordinary talk, in a step, or half as many as questions where that is more."""
+_IDLE_BEGINS = 0.5
+"""Share of those of ordinary talk that are where replies begin: there it shows whether one is asked about oneself."""
+_UNKNOWN = 1.0
+"""Chance, per fact told, that something never told is asked about: a fifth of what is asked then."""
+_EASY_UNKNOWN, _EASY_FACTS = 0.25, 4
+"""That chance, and most facts in a history, in the easy steps."""
+_ROWS = 64
+"""Histories in a step, at most, or a quarter of its questions where that is more; with more of one fact each, it was
+the states that took the time."""
+_FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
+"""How many are told in a history, each as often as it stands here."""
+
+
+class Lot(NamedTuple):
+    """What a step looks at.
+
+    Attributes:
+        drawn: histories, and places that are asked about them.
+        others: numbers of tokens that tell nothing.
+        openings: numbers of places where replies begin.
+        idle: numbers of places in ordinary talk.
+        seed: of the noise.
+    """
+
+    drawn: Drawn
+    others: Tensor
+    openings: Tensor
+    idle: Tensor
+    seed: int
+
+
+class Lots:
+    """Draws lots; it is small, and can be sent to another process.
+
+    Args:
+        bank: what there is.
+        recipe: how much of it a step looks at.
+    """
+
+    def __init__(self, bank: Bank, recipe: Recipe) -> None:
+        numbers = bank.numbers()
+        self._recipe, self._drawing = recipe, Drawing(numbers)
+        self._others, self._openings, self._idle = (
+            range(hidden.shape[1]) for hidden in (numbers.other, numbers.openings, numbers.idle)
+        )
+        self._idle_begins: list[int] = bank.idle_begins.nonzero()[:, 0].tolist()
+
+    def draw(self, step: int) -> Lot:
+        """What one step looks at, by its number, from 0."""
+        recipe = self._recipe
+        rng = recipe.rng(step)
+        easy = step < recipe.easy_steps
+        most_facts = min(recipe.cached_facts, _EASY_FACTS) if easy else recipe.cached_facts
+        facts = rng.choice([n for n in _FACTS if n <= most_facts])
+        most = max(_ROWS, recipe.cached_questions // 4)
+        drawn = self._drawing.histories(
+            rng,
+            facts,
+            min(most, max(4, recipe.cached_questions // facts)),
+            _EASY_UNKNOWN if easy else _UNKNOWN,
+            recipe.cached_questions,
+        )
+        looked_at = max(_LOOKED_AT, recipe.cached_questions // 2)
+        begins = round(_IDLE_BEGINS * looked_at) if self._idle_begins else 0
+        idle = [*_some(rng, self._idle_begins, begins), *_some(rng, self._idle, looked_at - begins)]
+        others = _some(rng, self._others, looked_at)
+        openings = _some(rng, self._openings, recipe.cached_questions)
+        return Lot(drawn, _numbers(others), _numbers(openings), _numbers(idle), rng.getrandbits(40))
+
+
+def _some(rng: random.Random, there: Sequence[int], count: int) -> list[int]:
+    return rng.choices(there, k=count) if there else []
+
+
+def _numbers(some: Sequence[int]) -> Tensor:
+    return torch.tensor(some, dtype=torch.long)
+
+
+class Ahead:
+    """Lots of one step after another, drawn while the steps before are made. The processes end with it.
+
+    Args:
+        lots: draws them.
+        first: the step that the first of them is for.
+        workers: processes, each of which draws every so-manieth.
+    """
+
+    def __init__(self, lots: Lots, first: int, workers: int) -> None:
+        context = beside()
+        self._pipes: list[Connection] = []
+        self._turn = 0
+        for worker in range(workers):
+            here, there = context.Pipe(duplex=False)
+            args = (lots, first + worker, workers, there)
+            context.Process(target=_draw_on, args=args, daemon=True).start()
+            there.close()
+            self._pipes.append(here)
+
+    def next(self) -> Lot:
+        """The next step's.
+
+        Raises:
+            EOFError: the process that draws it has died.
+        """
+        pipe = self._pipes[self._turn % len(self._pipes)]
+        self._turn += 1
+        lot: Lot = pickle.loads(pipe.recv_bytes())
+        return lot
+
+
+def _draw_on(lots: Lots, step: int, stride: int, pipe: Connection) -> None:
+    """Draw for every so-manieth step until nobody takes it."""
+    torch.set_num_threads(1)
+    try:
+        while True:
+            pipe.send_bytes(pickle.dumps(lots.draw(step)))
+            step += stride
+    except (BrokenPipeError, KeyboardInterrupt):
+        pass
