@@ -37,8 +37,6 @@ from deltamem.training.presets import PRESETS
 from deltamem.training.recipe import Recipe
 from deltamem.training.trainer import Trainer
 
-START_FILE = "start.pt"
-
 
 @dataclass(frozen=True)
 class Run:
@@ -78,8 +76,8 @@ def log(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def train(run: Run, bank: Bank, options: argparse.Namespace) -> None:
-    """What one process does."""
+def train(run: Run, bank: Bank, few: Bank, options: argparse.Namespace) -> None:
+    """What one process does; a closed-form start is from a few of the bank's facts."""
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(1)
     torch.manual_seed(run.recipe.seed)
@@ -88,7 +86,7 @@ def train(run: Run, bank: Bank, options: argparse.Namespace) -> None:
     if run.start is None:
         on_cpu = load_backbone(options.backbone, "cpu", quantize="none", dtype=torch.float32)
         fresh = DeltaMemory.attach(on_cpu.model, run.config)
-        start_from(fresh, torch.load(options.output / START_FILE, weights_only=False), run.recipe.seed)
+        start_from(fresh, few, run.recipe.seed)
         fresh.save_pretrained(directory)
         fresh.detach()
     backbone = load_backbone(options.backbone, options.device, quantize="none", dtype=torch.float32)
@@ -169,10 +167,9 @@ def main() -> None:
     bank = bank.on(torch.device(options.device))
     log(f"{bank.bytes / 2**30:.1f} GiB on {options.device}")
     context = torch.multiprocessing.get_context("spawn")
-    if any(run.start is None for run in runs):
-        few = random.Random(0).sample(list(bank.facts), min(options.start_facts, len(bank.facts)))
-        torch.save(part_of(bank, few), options.output / START_FILE)
-    processes = [context.Process(target=train, args=(run, bank, options)) for run in runs]
+    some = random.Random(0).sample(list(bank.facts), min(options.start_facts, len(bank.facts)))
+    few = part_of(bank, some)
+    processes = [context.Process(target=train, args=(run, bank, few, options)) for run in runs]
     for process in processes:
         process.start()
     for process in processes:

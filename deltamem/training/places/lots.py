@@ -5,9 +5,9 @@ On a GPU a step takes less time than drawing what it looks at. Drawing asks for 
 
 from __future__ import annotations
 
-import pickle
 import random
 from collections.abc import Sequence
+from dataclasses import fields
 from multiprocessing.connection import Connection
 from typing import NamedTuple
 
@@ -127,8 +127,10 @@ class Ahead:
         """
         pipe = self._pipes[self._turn % len(self._pipes)]
         self._turn += 1
-        lot: Lot = pickle.loads(pipe.recv_bytes())
-        return lot
+        *numbers, seed = pipe.recv()
+        tensors = [torch.from_numpy(array) for array in numbers]
+        others, openings, idle = tensors[-3:]
+        return Lot(Drawn(*tensors[:-3]), others, openings, idle, seed)
 
 
 def _draw_on(lots: Lots, step: int, stride: int, pipe: Connection) -> None:
@@ -136,7 +138,10 @@ def _draw_on(lots: Lots, step: int, stride: int, pipe: Connection) -> None:
     torch.set_num_threads(1)
     try:
         while True:
-            pipe.send_bytes(pickle.dumps(lots.draw(step)))
+            lot = lots.draw(step)
+            tensors = [*(getattr(lot.drawn, field.name) for field in fields(Drawn)), lot.others, lot.openings, lot.idle]
+            # Arrays are copied; tensors would be lent, a file descriptor each.
+            pipe.send([*(tensor.numpy() for tensor in tensors), lot.seed])
             step += stride
     except (BrokenPipeError, KeyboardInterrupt):
         pass
