@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # From what knows only tensors up to what knows the whole. A module may import what stands before it, or beside it.
 ORDER = [
-    {"errors", "paths", "pictures", "inspection"},
+    {"errors", "processes", "paths", "pictures", "inspection"},
     {"config"},
     {"recurrence"},
     {"layer", "segments", "key_pairs"},
