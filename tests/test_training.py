@@ -114,6 +114,17 @@ def test_a_run_that_is_stopped_ends_with_a_checkpoint_of_its_last_step(tmp_path:
     assert not again.stopped
 
 
+def test_a_run_that_the_clock_ends_is_saved_and_over(tmp_path: Path, tokenizer: Any) -> None:
+    one = make_trainer(tmp_path, tokenizer, few_people(), minutes=1e-6)
+    assert [r.step for r in one.run()] == [1] and not one.stopped
+    again = make_trainer(tmp_path, tokenizer, few_people(), minutes=1e-6)
+    again.resume()
+    assert again.step == 1 and not list(again.run())
+    longer = make_trainer(tmp_path, tokenizer, few_people(), minutes=10.0)
+    longer.resume()
+    assert [r.step for r in longer.run()] == [2, 3, 4, 5, 6]
+
+
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, tokenizer: Any, people: SyntheticPeople) -> None:
     trainer = make_trainer(tmp_path, tokenizer, people)
     with pytest.raises(DataError, match="no checkpoint"):
