@@ -96,6 +96,9 @@ class Drawing:
         self._stock = [fact for fact in bank.stock if fact.topic in self._first_places]
         every = [*bank.facts, *self._stock]
         self._numbers = {topic: n for n, topic in enumerate(sorted({f.topic for f in every}))}
+        # What is asked for in the reply to a statement may be of two facts, of which each token tells one.
+        told_of = [*self._apart, *self._stock]
+        self._about_own = {token: self._numbers[fact.topic] for fact in told_of for token in fact.told}
         self._same = grouped((fact.topic, fact) for fact in every)
         self._of = grouped((fact.topic.relation, fact) for fact in every)
         self._alike = grouped((sort_of(fact.topic.relation), fact) for fact in every)
@@ -145,9 +148,9 @@ class Drawing:
             topics = {fact.topic for fact in chosen}
             before = [rng.choice(self._same[f.topic]) for f in chosen if rng.random() < _TOLD_TWICE]
             swapped = [self._swaps(rng, fact) for fact in chosen]
-            told.append([_Token(t, t, self._numbers[f.topic]) for f in before for t in f.told])
+            told.append([_Token(t, t, self._about(f, t)) for f in before for t in f.told])
             for fact, swaps in zip(chosen, swapped, strict=True):
-                told[-1] += [_Token(t, swaps.get(self._ids[t], t), self._numbers[fact.topic]) for t in fact.told]
+                told[-1] += [_Token(t, swaps.get(self._ids[t], t), self._about(fact, t)) for t in fact.told]
             # Among others, what is told before its topic can't be found by it; asking would teach keys to fit anything.
             findable = [i for i, fact in enumerate(chosen) if not fact.early or facts <= _FEW] or range(len(chosen))
             for i in findable:
@@ -160,6 +163,10 @@ class Drawing:
         values = rng.sample(values, min(len(values), places))
         rest = rng.sample(rest, min(len(rest), places // _REST))
         return self._laid_out(rng, told, values + rest)
+
+    def _about(self, fact: Fact, token: int) -> int:
+        """A number for what a told token of a fact is about."""
+        return self._about_own.get(token, self._numbers[fact.topic])
 
     def _facts(self, rng: random.Random, count: int) -> list[Fact]:
         chosen: list[Fact] = []
