@@ -63,7 +63,7 @@ def parse_run(text: str, common: Recipe, config: DeltaMemConfig) -> Run:
     if start is not None:
         given.setdefault("easy_steps", "0")
     rank, heads = int(given.pop("rank", config.rank)), int(given.pop("heads", 1))
-    kinds = {f.name: type(getattr(common, f.name)) for f in fields(Recipe)}
+    kinds = {f.name: kind for f in fields(Recipe) if (kind := type(getattr(common, f.name))) in (int, float)}
     if unknown := sorted(given.keys() - kinds.keys()):
         raise SystemExit(f"there is no option {', '.join(unknown)} in --run {text}")
     options: dict[str, Any] = {key: kinds[key](value) for key, value in given.items()}

@@ -139,7 +139,7 @@ def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     people = few_people()
     people.families, people.singles = [], people.relations
     memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
-    recipe = Recipe(steps=60, cached_steps=60, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
+    recipe = Recipe(steps=90, cached_steps=90, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
                     reply_tokens=2, eval_every=100, save_every=30, seed=1, learning_rate=1e-2, key_steps=5, say_steps=5,
                     vocabulary=1, made_up=2, impersonal=1, read_steps=3)  # fmt: skip
     passes = Passes(memory, ChatFormat.of(make_tokenizer()))
@@ -152,7 +152,7 @@ def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
     )
     losses = [r.parts["value"] for r in trainer.run()]
-    assert sum(losses[-10:]) < 0.97 * sum(losses[:10])
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
     assert list(dict.fromkeys(said))[-4:] == [
         "telling every word there is", "telling keys apart", "learning to say what is read",
         "learning to read",
