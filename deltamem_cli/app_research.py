@@ -242,7 +242,7 @@ def evaluate(
         str,
         typer.Option(
             help="recall: all, or some of facts, new values, likely values, unusual words, distance, held out, kind, "
-            "or one kind."
+            "statements, or one kind."
         ),
     ] = "all",
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions (windows of text).")] = None,

@@ -18,6 +18,7 @@ from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
 from deltamem.episodes.impersonal import impersonal
 from deltamem.episodes.many import make_episodes
+from deltamem.episodes.sentences import in_one_sentence
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
 from deltamem.errors import DataError
@@ -163,6 +164,56 @@ def test_a_reply_to_a_statement_says_what_was_understood(people: SyntheticPeople
         said = [q.value for q in episode.questions if q is not noted and q.value and q.value in noted.text]
         assert said and all(value in noted.answer for value in said)
         assert noted.value == (said[0] if len(said) == 1 else "")
+
+
+def test_a_reply_to_a_statement_says_back_all_that_is_still_true_in_its_order(people: SyntheticPeople) -> None:
+    several = 0
+    for episode in everything(people, Difficulty(noted=1.0, together=1.0, corrections=0.4), 60, facts=3):
+        told = [q for q in episode.questions if q.kind != "noted"]
+        for noted in (q for q in episode.questions if q.kind == "noted"):
+            said = [q.value for q in told if q.value and q.value in noted.text]
+            # As many sentences as things told: nothing that was corrected later is among them.
+            assert len(said) == noted.answer.count(".") - 1
+            order = sorted(said, key=noted.text.index)
+            assert order == sorted(said, key=noted.answer.index)
+            several += len(said) > 1
+    assert several > 5
+
+
+def test_several_things_are_told_in_one_sentence(people: SyntheticPeople) -> None:
+    joined = everything(people, Difficulty(together=1.0, joined=1.0), 60, facts=2)
+    texts = [episode.history[0].user for episode in joined]
+    one = [text for text in texts if text.count(".") == 1 and " and " in text]
+    assert len(one) > 40
+    for episode in joined:
+        said = [q.value or "" for q in episode.questions]
+        assert all(value in episode.history[0].user for value in said)
+    alone = everything(people, Difficulty(together=1.0), 60, facts=2)
+    assert not any(text.count(".") == 1 for e in alone for text in [e.history[0].user.rstrip("!")])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "name", "one"),
+    [
+        ("My cat is called Misty.", "I work as a nurse.", False, "My cat is called Misty and I work as a nurse."),
+        ("I live in Rome.", "My boss is Tom.", False, "I live in Rome and my boss is Tom."),
+        ("I live in Rome.", "Tom is my boss.", True, "I live in Rome and Tom is my boss."),
+        ("I live in Rome.", "I'm Tom.", False, "I live in Rome and I'm Tom."),
+        ("I live in Rome.", "In May I turn ten.", False, "I live in Rome and in May I turn ten."),
+        ("Do you know Rome?", "I'm Tom.", False, None),
+        ("I live in Rome.", "I have a dog. It is called Rex.", False, None),
+    ],
+)
+def test_two_sentences_become_one(first: str, second: str, name: bool, one: str | None) -> None:
+    assert in_one_sentence(first, second, name) == one
+
+
+def test_openings_of_replies_to_several_things_begin_with_the_first(people: SyntheticPeople) -> None:
+    every = people.openings(random.Random(0))
+    several = [q for q in every if q.answer.startswith("Got it.") and len(re.findall(r"[.:] |,? and ", q.text)) >= 1]
+    assert len(several) > 1000
+    ways = {r.id: r.answer for r in (*people.relations, *people.singles, *people.families)}
+    assert all(q.topic in ways and not q.value for q in several)
 
 
 def test_lists_and_long_values(people: SyntheticPeople) -> None:

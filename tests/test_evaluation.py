@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import write_batch
 from deltamem.episodes.episode import Episode, Turn
 from deltamem.episodes.passes import Passes
+from deltamem.episodes.relation_data import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.evaluation import ordinary as ordinary_module
@@ -316,8 +318,30 @@ def test_recall_asks_for_what_it_says() -> None:
     told = [task.histories[i.conversation][0].user for i in by_label["unusual words", "told"]]
     ways = {r.statements[0].partition("{v}")[0] for r in people.unusual["statements"]}
     assert all(any(text.startswith(way) for way in ways) for text in told)
+    for item in by_label["kind", "never told but alike"]:
+        (turn,) = task.histories[item.conversation]
+        ways = {f.id: re.escape(f.statements[-1]).replace(r"\{v\}", ".+") for f in people.families}
+        (told,) = {id for id, way in ways.items() if re.fullmatch(way, turn.user)}
+        (asked,) = {f.id for f in people.families if f.questions[-1] == item.question}
+        assert not item.value and told != asked and sort_of(told) == sort_of(asked)
+    sentences = [task.histories[item.conversation][0].user for item in by_label["kind", "one sentence"]]
+    assert sum(" and " in text and text.count(".") == 1 for text in sentences) >= 4
     only = recall.recall_task(Words(), questions=8, facts=(2,), parts=("facts",))
     assert {tuple(i.labels) for i in only.items} == {("facts",)}
+
+
+def test_statements_are_said_back_from_what_they_wrote() -> None:
+    task = recall.recall_task(Words(), questions=8, parts=("statements",))
+    assert task.slices == (("statements",),) and len(task.items) == 8 * len(recall.STATEMENTS)
+    for item in task.items:
+        (turn,) = task.histories[item.conversation]
+        assert turn == (item.question, "") and item.answers[0].startswith("Got it. ")
+        said = item.answers[0].removeprefix("Got it. ")
+        assert item.value in said and said.count(".") == int(str(item.labels["statements"])[0])
+        # What is told first is said back first, and is what counts.
+        assert said.index(item.value) < len(said) / said.count(".")
+    joined = [i.question for i in task.items if i.labels["statements"] == "2 in one sentence"]
+    assert sum(" and " in question and question.count(".") == 1 for question in joined) >= 6
 
 
 def test_recall_is_right_when_the_value_is_named_and_no_other() -> None:

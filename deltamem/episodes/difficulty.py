@@ -31,6 +31,7 @@ class Difficulty:
         natural: share of values that are what one would expect of their relation, where such are known; the others are
             any words.
         together: chance of each fact after the first to be told in one message with the one before.
+        joined: chance of a fact that is told in one message with the one before to be told in one sentence with it.
         mentions: share of the turns of small talk that mention what could be a value, and tell nothing by it.
     """
 
@@ -53,4 +54,5 @@ class Difficulty:
     singles: bool = False
     natural: float = 0.0
     together: float = 0.3
+    joined: float = 0.0
     mentions: float = 0.0

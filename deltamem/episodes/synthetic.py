@@ -17,11 +17,17 @@ from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.relation_data import families, read_data, singles, told_relations, unusual
 from deltamem.episodes.relations import Fact, Relation
+from deltamem.episodes.sentences import in_one_sentence
 from deltamem.episodes.words import Split, made_up, split_words
 from deltamem.errors import DataError
 
 _PAUSE = "..."
 """Stands where a value is not known."""
+_BETWEEN = (" and ", ", and ")
+"""What stands between two statements in one sentence."""
+_TOGETHER, _JOINED = 1500, 0.5
+"""Openings of replies to messages that tell several things, and the chance of each to be told in one sentence with the
+one before."""
 _SOMEBODY_ELSES = 0.35
 """Share of openings that are about what is somebody else's, where such a thing can be."""
 
@@ -124,11 +130,11 @@ class SyntheticPeople:
             facts, difficulty = 0, replace(difficulty, unknown=1.0, noted=0.0)
         count = facts if facts is not None else rng.randint(1, difficulty.facts)
         told = self._facts(rng, relations, count, difficulty, split, values or split)
-        history, corrected = self._history(rng, told, difficulty, split, values or split)
+        history, corrected, untrue = self._history(rng, told, difficulty, split, values or split)
         questions = [
             self._asked(rng, fact, "corrected" if fact in corrected else fact.kind, difficulty, split) for fact in told
         ]
-        questions += self._further(rng, relations, told, history, difficulty, split)
+        questions += self._further(rng, relations, told, untrue, history, difficulty, split)
         breaks: tuple[int, ...] = ()
         if difficulty.sessions and len(history) > 1 and rng.random() < difficulty.sessions:
             breaks = (rng.randint(1, len(history) - 1),)
@@ -186,7 +192,8 @@ class SyntheticPeople:
 
     def _history(
         self, rng: random.Random, told: list[Fact], difficulty: Difficulty, split: Split, values: Split
-    ) -> tuple[list[Turn], list[Fact]]:
+    ) -> tuple[list[Turn], list[Fact], list[Fact]]:
+        """Turns, those of the facts that are told as corrections, and what was told of them before."""
         corrected = [fact for fact in told if rng.random() < difficulty.corrections]
         taken = {fact.value for fact in told}
         before: list[Fact] = []
@@ -197,7 +204,7 @@ class SyntheticPeople:
         first = [fact for fact in told if fact not in corrected] + before
         rng.shuffle(first)
         groups = _groups(rng, first, difficulty.together)
-        history = [self._statement(rng, group, split) for group in groups]
+        history = [self._statement(rng, group, split, joined=difficulty.joined) for group in groups]
         for fact, untrue in zip(corrected, before, strict=True):
             at = next(i for i, turn in enumerate(history) if untrue.value in turn.user)
             lead = rng.choice(self._around["corrections"])
@@ -209,7 +216,7 @@ class SyntheticPeople:
             mentioning = difficulty.mentions and rng.random() < difficulty.mentions
             turn = self.mention(rng, taken) if mentioning else rng.choice(self.talk(split))
             history.insert(rng.randint(0, len(history)), turn)
-        return history, corrected
+        return history, corrected, before
 
     def mention(self, rng: random.Random, taken: Collection[str] = ()) -> Turn:
         """Small talk, of the training split, with a word in it that is what one would expect of a value.
@@ -229,14 +236,25 @@ class SyntheticPeople:
         fact = Fact(relation, rng.choice(self._values[relation.kind]["train"]))
         return fact, fact.phrase(rng, relation.statements, "train").format(v=fact.value)
 
-    def _statement(self, rng: random.Random, facts: list[Fact], split: Split, lead: str = "{s}") -> Turn:
-        said = []
+    def _statement(
+        self, rng: random.Random, facts: list[Fact], split: Split, lead: str = "{s}", joined: float = 0.0
+    ) -> Turn:
+        """A message that tells facts, each after the first with chance `joined` in one sentence with that before it."""
+        said: list[tuple[str, str]] = []
         for fact in facts:
             statement = fact.phrase(rng, fact.relation.statements, split).format(v=fact.value)
-            if split == "train":
-                statement = self._around_it(rng, "statement", statement)
-            said.append(lead.format(s=statement))
-        return Turn(" ".join(said), self._reply(rng, facts))
+            around = self._around_it(rng, "statement", "{s}") if split == "train" else "{s}"
+            if said and joined and rng.random() < joined:
+                between = rng.choice(_BETWEEN) if split == "train" else _BETWEEN[0]
+                name = statement.startswith((fact.value, fact.owner or fact.value))
+                one = in_one_sentence(said[-1][1], statement, name, between)
+                if one:
+                    said[-1] = said[-1][0], one
+                    continue
+            said.append((around, statement))
+        return Turn(
+            " ".join(lead.format(s=around.format(s=statement)) for around, statement in said), self._reply(rng, facts)
+        )
 
     def _reply(self, rng: random.Random, facts: list[Fact]) -> str:
         how = rng.random()
@@ -255,7 +273,8 @@ class SyntheticPeople:
 
     def openings(self, rng: random.Random) -> list[Question]:
         """Every way to ask, and to tell, of the training split, with what the reply to it begins with; some of a
-        family's ways each. Half of them come after other turns: a backbone likes to say what it said before.
+        family's ways each, and messages that tell several things. Half of them come after other turns: a backbone likes
+        to say what it said before.
         """
         singular = list({relation.id: relation for relation in (*self.relations, *self.singles)}.values())
         made = []
@@ -266,6 +285,7 @@ class SyntheticPeople:
                 self._opening(rng, relation, "statement", way) for way in _some(rng, relation, relation.statements)
             ]
         told = [*singular, *self.families]
+        made += [self._opening_of_several(rng, told) for _ in range(_TOGETHER)]
         return [replace(q, earlier=self._turns(rng, told)) if rng.random() < 0.5 else q for q in made]
 
     def _turns(self, rng: random.Random, relations: Sequence[Relation]) -> tuple[Question, ...]:
@@ -281,15 +301,26 @@ class SyntheticPeople:
         return tuple(turns)
 
     def _opening(self, rng: random.Random, relation: Relation, what: str, way: str) -> Question:
-        owner = self._anybody(rng, "train") if relation.possessed and rng.random() < _SOMEBODY_ELSES else None
-        likely = self._natural["train"].get(relation.id)
-        values = likely if likely and rng.random() < 0.5 else self._values[relation.kind]["train"]
-        fact = Fact(relation, rng.choice(values), owner)
+        fact = self._any_fact(rng, relation)
         if fact.said_of(way) == way:
             fact = replace(fact, owner=None)
         text = self._around_it(rng, what, fact.said_of(way).format(v=fact.value))
         begun = fact.reply(relation.answer)[1]
         return Question(text, begun if what == "question" else self._noted.format(a=begun), "", relation.id)
+
+    def _opening_of_several(self, rng: random.Random, relations: Sequence[Relation]) -> Question:
+        """A message that tells two or three things. The reply begins with the first of them."""
+        facts = [self._any_fact(rng, relation) for relation in rng.sample(relations, rng.choice((2, 2, 3)))]
+        text = self._statement(rng, facts, "train", joined=_JOINED).user
+        relation, begun = facts[0].relation, facts[0].reply(facts[0].relation.answer)[1]
+        return Question(text, self._noted.format(a=begun), "", relation.id)
+
+    def _any_fact(self, rng: random.Random, relation: Relation) -> Fact:
+        """One of the training split, the user's own or somebody else's; half of the values are likely ones."""
+        owner = self._anybody(rng, "train") if relation.possessed and rng.random() < _SOMEBODY_ELSES else None
+        likely = self._natural["train"].get(relation.id)
+        values = likely if likely and rng.random() < 0.5 else self._values[relation.kind]["train"]
+        return Fact(relation, rng.choice(values), owner)
 
     def _anybody(self, rng: random.Random, split: Split) -> str:
         """A name; in training half of the time any capitalised word, as whatever name was asked about is to be said."""
@@ -332,6 +363,7 @@ class SyntheticPeople:
         rng: random.Random,
         relations: list[Relation],
         told: list[Fact],
+        untrue: list[Fact],
         history: list[Turn],
         difficulty: Difficulty,
         split: Split,
@@ -345,9 +377,13 @@ class SyntheticPeople:
                 absent = Fact(absent.relation, "", self._anybody(rng, split))
             if new:
                 more.append(self._asked(rng, absent, "unknown", difficulty, split))
-        if rng.random() < difficulty.noted:
-            turn = rng.choice([t for t in history if any(fact.value in t.user for fact in told)])
+        # What was corrected later is no longer there to be said.
+        telling = [turn for turn in history if not any(fact.value in turn.user for fact in untrue)]
+        telling = [turn for turn in telling if any(fact.value in turn.user for fact in told)]
+        if telling and rng.random() < difficulty.noted:
+            turn = rng.choice(telling)
             said = [fact for fact in told if fact.value in turn.user]
+            said.sort(key=lambda fact: turn.user.index(fact.value))
             answer = self._noted.format(a=" ".join(fact.answer for fact in said))
             value = said[0].value if len(said) == 1 else ""
             more.append(Question(turn.user, answer, value, said[0].relation.id, kind="noted"))

@@ -8,6 +8,8 @@ from typing import Any
 
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.episodes.grouped import grouped
+from deltamem.episodes.relation_data import sort_of
 from deltamem.episodes.relations import Relation
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
@@ -16,7 +18,7 @@ from deltamem.evaluation.scoring import exact_match, names, says_unknown, token_
 
 FACTS = (1, 2, 4, 8, 16, 32)
 DISTANCES = (0, 10, 50, 200)
-PARTS = ("facts", "new values", "likely values", "unusual words", "distance", "held out", "kind")
+PARTS = ("facts", "new values", "likely values", "unusual words", "distance", "held out", "kind", "statements")
 _PLAIN = 4
 """Facts told where something else is varied."""
 KINDS: dict[str, dict[str, Any]] = {
@@ -24,9 +26,19 @@ KINDS: dict[str, dict[str, Any]] = {
     "two people": {"facts": _PLAIN, "difficulty": Difficulty(others=1.0)},
     "list of two": {"facts": 2, "difficulty": Difficulty(lists=1.0)},
     "several tokens": {"facts": 2, "difficulty": Difficulty(long_values=1.0)},
+    "one sentence": {"facts": 2, "difficulty": Difficulty(together=1.0, joined=1.0)},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
+    "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
 }
-"""The rows of the part `kind`; each is a part by itself too."""
+"""The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
+name was told, and a cat's is asked for."""
+STATEMENTS: dict[str, tuple[int, Difficulty]] = {
+    "1 fact": (1, Difficulty(noted=1.0)),
+    "2 facts": (2, Difficulty(noted=1.0, together=1.0)),
+    "2 in one sentence": (2, Difficulty(noted=1.0, together=1.0, joined=1.0)),
+    "3 facts": (3, Difficulty(noted=1.0, together=1.0)),
+}
+"""The rows of the part `statements`: how many facts a message tells, and how."""
 
 
 def recall_task(
@@ -43,7 +55,8 @@ def recall_task(
     values alone, and those of `held out` that say otherwise. Values are words drawn at random ("I live in Holmes."),
     and in the rows of `likely values` such as one would expect ("I live in Lisbon."), which training told of nothing
     that they fit: what a backbone expects is written, and read, differently. `unusual words` tells or asks for
-    one fact in ways that are far from all others.
+    one fact in ways that are far from all others. `statements` asks nothing: the reply to a message that tells facts is
+    to say them back, and `named` asks for the first alone.
 
     Args:
         tokenizer: the backbone's; its words are the values.
@@ -77,6 +90,8 @@ def recall_task(
     for kind, what in KINDS.items():
         if "kind" in parts or kind in parts:
             builder.add({"kind": kind}, **what)
+    for statement, (count, how_told) in STATEMENTS.items() if "statements" in parts else ():
+        builder.add_statements({"statements": statement}, count, how_told)
     shown = {"kind" if part in KINDS else part for part in parts}
     return Task(
         name="recall",
@@ -109,6 +124,8 @@ def score(item: Item, reply: str) -> dict[str, float]:
 class _Builder:
     def __init__(self, people: SyntheticPeople, questions: int, seed: int) -> None:
         self.people, self._questions, self._seed = people, questions, seed
+        sorts = grouped((sort_of(relation.id), relation) for relation in people.families)
+        self._alike = [sort for sort in sorts.values() if len(sort) > 1]
         self.histories: dict[str, Sequence[Turn]] = {}
         self.items: list[Item] = []
 
@@ -122,20 +139,35 @@ class _Builder:
         among: Sequence[Relation] | None = None,
         distance: int = 0,
         only: str = "",
+        alike: bool = False,
     ) -> None:
         """Conversations for one figure."""
-        name = " ".join(f"{k} {v}" for k, v in labels.items())
-        rng = random.Random(f"recall-{self._seed}-{name}")
+        name, rng = self._named(labels)
         per_conversation = 1 if only else facts
         for number in range(-(-self._questions // per_conversation)):
-            episode = self.people.episode(
-                rng, difficulty or Difficulty(), split, facts=facts, among=among, values=values
-            )
+            some = rng.sample(rng.choice(self._alike), 2) if alike else among
+            episode = self.people.episode(rng, difficulty or Difficulty(), split, facts, some, values)
             conversation = f"{name}, {number}"
             self.histories[conversation] = [*episode.history, *self._small_talk(rng, distance)]
             for i, question in enumerate(episode.questions):
                 if not only or question.kind == only:
                     self.items.append(_item(f"{conversation}, {i}", conversation, episode, question, labels))
+
+    def add_statements(self, labels: dict[str, str | int], facts: int, difficulty: Difficulty) -> None:
+        """Messages for one figure; each has been written when it is replied to."""
+        name, rng = self._named(labels)
+        for number in range(self._questions):
+            episode = self.people.episode(rng, difficulty, "heldout", facts=facts)
+            *told, noted = episode.questions
+            first = min((q.value or "" for q in told), key=noted.text.index)
+            conversation = f"{name}, {number}"
+            self.histories[conversation] = [Turn(noted.text, "")]
+            answers = _spellings(noted.answer)
+            self.items.append(Item(conversation, conversation, noted.text, answers, first, labels=labels))
+
+    def _named(self, labels: dict[str, str | int]) -> tuple[str, random.Random]:
+        name = " ".join(f"{k} {v}" for k, v in labels.items())
+        return name, random.Random(f"recall-{self._seed}-{name}")
 
     def _small_talk(self, rng: random.Random, count: int) -> list[Turn]:
         turns: list[Turn] = []

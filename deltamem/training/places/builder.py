@@ -38,6 +38,7 @@ DIFFICULTY = Difficulty(
     lists=0.15,
     natural=0.35,
     together=0.45,
+    joined=0.35,
     mentions=0.5,
 )
 """Of the episodes that places are taken from."""
@@ -53,6 +54,8 @@ _REST = 0.2
 _BATCH, _BATCH_ON_GPU = 24, 192
 _OTHERS = 0.05
 """Share of the tokens that tell nothing that is kept, for the gates."""
+_OTHERS_AFTER = 0.3
+"""The same of those right after a value, as the "and" of "My cat is called Misty and I work as a nurse."."""
 _BEGINS = 3
 """Tokens of an ordinary reply that count as its beginning."""
 _LIKELY = 8
@@ -162,7 +165,9 @@ class _Builder:
     def _tell(self, episodes: Sequence[Episode], facts: Sequence[dict[int, Fact]], others: float) -> None:
         batch = write_batch(self._passes.form, episodes)
         told = batch.values > 0
-        some = torch.rand(told.shape, generator=self._generator) < others
+        share = torch.full(told.shape, others)
+        share[:, 1:][told[:, :-1]] = _OTHERS_AFTER if others else 0.0
+        some = torch.rand(told.shape, generator=self._generator) < share
         # A value that was corrected later is marked as nobody's, and is no token that tells nothing.
         plain = torch.tensor([all(q.kind != "corrected" for q in e.asked) for e in episodes])
         other = batch.written & ~told & some & plain[:, None]

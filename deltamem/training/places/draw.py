@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from deltamem.episodes.grouped import grouped
 from deltamem.episodes.relation_data import sort_of
 from deltamem.training.places.bank import Bank, Fact, Topic
-from deltamem.training.places.grouped import grouped
 
 _TRIES = 40
 _FEW = 2

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem.episodes.grouped import grouped
 from deltamem.episodes.relation_data import sort_of
 from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
-from deltamem.training.places.grouped import grouped
 from deltamem.training.places.start import pairs, telling
 from deltamem.training.warm_start import delta_layers
 
