@@ -67,7 +67,7 @@ def parse_run(text: str, common: Recipe, config: DeltaMemConfig) -> Run:
     if unknown := sorted(given.keys() - kinds.keys()):
         raise SystemExit(f"there is no option {', '.join(unknown)} in --run {text}")
     options: dict[str, Any] = {key: kinds[key](value) for key, value in given.items()}
-    shape = replace(config, rank=rank, num_state_heads=heads, alpha=rank / 2)
+    shape = replace(config, rank=rank, num_state_heads=heads, alpha=config.alpha * rank / config.rank)
     return Run(name, shape, None if start is None else resolve_adapter(start), replace(common, **options))
 
 

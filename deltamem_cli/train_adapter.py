@@ -125,6 +125,8 @@ def chosen_preset(options: TrainOptions) -> Any:
     preset = PRESETS[options.preset]
     recipe = dict(options.recipe)
     config = replace(preset.config, **options.config)
+    if config.corrections == "last":
+        config = replace(config, alpha=preset.config.alpha * config.rank / preset.config.rank)
     if "cached_steps" not in recipe:
         # The preset's share of however many steps there are; only token writes can be cached.
         share = 0.0 if config.writes_segments else preset.recipe.cached_steps / preset.recipe.steps

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from deltamem.training.step import TrainingStep
 from deltamem.training.team import Team
 from deltamem.training.trainer import Trainer
 from deltamem.training.warm_start import TokenCode
+from deltamem_cli.train_adapter import TrainOptions, chosen_preset
 from tests.conftest import Words, make_memory, make_model
 
 
@@ -61,6 +62,18 @@ def test_a_run_may_end_by_the_clock_and_the_rate_with_it() -> None:
     assert recipe.rate(50, 10.0) == pytest.approx(0.5), "the steps are nearer to their end"
     assert not recipe.over(99, 119.0) and recipe.over(5, 120.0) and recipe.over(100, 0.0)
     assert not Recipe(steps=100).over(99, 1e9)
+
+
+def test_what_is_read_weighs_the_same_with_any_rank() -> None:
+    given: dict[str, Any] = dict.fromkeys((f.name for f in fields(TrainOptions)), None)
+
+    def scale(**config: Any) -> float:
+        options = TrainOptions(**given | {"preset": "places", "data": [], "config": config, "recipe": {}})
+        chosen: DeltaMemConfig = chosen_preset(options).config
+        assert chosen.rank == config.get("rank", 8)
+        return chosen.alpha / chosen.rank
+
+    assert scale() == scale(rank=64) == scale(rank=5) == 16
 
 
 def few_people() -> SyntheticPeople:

@@ -200,6 +200,7 @@ def _answer(form: ChatFormat, question: Question, number: int) -> tuple[list[int
     if question.value is None:
         return tokens, [number] * len(tokens)
     marks = [0] * len(tokens)
-    for at, length in _places(form, tokens, question.value) if question.value else ():
-        marks[at : at + length] = [number] * length
+    for value in filter(None, (question.value, *question.also)):
+        for at, length in _places(form, tokens, value):
+            marks[at : at + length] = [number] * length
     return tokens, marks

@@ -27,6 +27,7 @@ class Question:
         text: the question.
         answer: the reply that is expected.
         value: the part of the answer that had to be remembered; None weighs all of it alike, "" none of it.
+        also: other parts of it that had to be remembered.
         topic: what it is about, e.g. a relation's name.
         kind: what sort of question it is, for figures apart.
         given: words the answer begins with that are put there, not expected.
@@ -41,6 +42,7 @@ class Question:
     kind: str = "recall"
     earlier: tuple[Question, ...] = ()
     given: str = ""
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,9 +25,9 @@ _PAUSE = "..."
 """Stands where a value is not known."""
 _BETWEEN = (" and ", ", and ")
 """What stands between two statements in one sentence."""
-_TOGETHER, _JOINED = 1500, 0.5
-"""Openings of replies to messages that tell several things, and the chance of each to be told in one sentence with the
-one before."""
+_TOGETHER, _JOINED = 8, 0.5
+"""To so many openings of replies one to a message that tells several things, and the chance of each of them to be told
+in one sentence with the one before."""
 _SOMEBODY_ELSES = 0.35
 """Share of openings that are about what is somebody else's, where such a thing can be."""
 
@@ -285,7 +285,7 @@ class SyntheticPeople:
                 self._opening(rng, relation, "statement", way) for way in _some(rng, relation, relation.statements)
             ]
         told = [*singular, *self.families]
-        made += [self._opening_of_several(rng, told) for _ in range(_TOGETHER)]
+        made += [self._opening_of_several(rng, told) for _ in range(len(made) // _TOGETHER)]
         return [replace(q, earlier=self._turns(rng, told)) if rng.random() < 0.5 else q for q in made]
 
     def _turns(self, rng: random.Random, relations: Sequence[Relation]) -> tuple[Question, ...]:
@@ -310,7 +310,10 @@ class SyntheticPeople:
 
     def _opening_of_several(self, rng: random.Random, relations: Sequence[Relation]) -> Question:
         """A message that tells two or three things. The reply begins with the first of them."""
-        facts = [self._any_fact(rng, relation) for relation in rng.sample(relations, rng.choice((2, 2, 3)))]
+        facts = [
+            self._any_fact(rng, relation)
+            for relation in rng.sample(relations, min(len(relations), rng.choice((2, 2, 3))))
+        ]
         text = self._statement(rng, facts, "train", joined=_JOINED).user
         relation, begun = facts[0].relation, facts[0].reply(facts[0].relation.answer)[1]
         return Question(text, self._noted.format(a=begun), "", relation.id)
@@ -385,8 +388,8 @@ class SyntheticPeople:
             said = [fact for fact in told if fact.value in turn.user]
             said.sort(key=lambda fact: turn.user.index(fact.value))
             answer = self._noted.format(a=" ".join(fact.answer for fact in said))
-            value = said[0].value if len(said) == 1 else ""
-            more.append(Question(turn.user, answer, value, said[0].relation.id, kind="noted"))
+            value, *also = (fact.value for fact in said)
+            more.append(Question(turn.user, answer, value, said[0].relation.id, kind="noted", also=tuple(also)))
         return more
 
     def _windows(self, rng: random.Random, questions: list[Question], difficulty: Difficulty) -> list[Question]:

@@ -68,7 +68,7 @@ def test_what_is_told_alone_is_asked_for_where_others_are(
 
 
 def test_what_stands_before_a_value_is_kept_for_its_key(passes: Passes, people: SyntheticPeople) -> None:
-    bank = build_bank(passes, people, IDLE, 12, seed=4)
+    bank = build_bank(passes, people, IDLE, 12, seed=5)
     if passes.memory.config.keys == "own":
         assert bank.before.shape[1] == 0
         return
