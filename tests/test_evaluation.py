@@ -338,8 +338,6 @@ def test_statements_are_said_back_from_what_they_wrote() -> None:
         assert turn == (item.question, "") and item.answers[0].startswith("Got it. ")
         said = item.answers[0].removeprefix("Got it. ")
         assert item.value in said and said.count(".") == int(str(item.labels["statements"])[0])
-        # What is told first is said back first, and is what counts.
-        assert said.index(item.value) < len(said) / said.count(".")
     joined = [i.question for i in task.items if i.labels["statements"] == "2 in one sentence"]
     assert sum(" and " in question and question.count(".") == 1 for question in joined) >= 6
 
@@ -351,6 +349,16 @@ def test_recall_is_right_when_the_value_is_named_and_no_other() -> None:
     assert recall.score(item, "Rex!")["exact"] == 0 and recall.score(item, "Rexford")["named"] == 0
     both = Item("i", "c", "Food?", ("You like rice and beans.",), value="rice and beans")
     assert recall.score(both, "Beans, and also rice.")["named"] == 1 and recall.score(both, "Rice.")["named"] == 0
+    answers = (
+        "Got it. Your cat is Rex. Your favourite band is Abba.",
+        "Got it. Your cat is Rex. Your favorite band is Abba.",
+    )
+    told = Item("i", "c", "My cat is Rex, ...", answers, value="Rex", labels={"statements": "2 facts"})
+    assert recall.score(told, "Got it. Your cat is Rex. Nice!")["named"] == 1
+    assert recall.score(told, "Your favorite band is Abba.")["named"] == 1
+    assert recall.score(told, "Got it. Your cat is Rex and Abba.")["named"] == 0
+    assert recall.score(told, "Got it. Your favourite band is Rex.")["named"] == 0
+    assert recall.score(told, answers[1]) == {"named": 1.0, "exact": 1.0, "f1": pytest.approx(0.9, abs=0.05)}
     unknown = Item("i", "c", "Cat?", ("I don't know.",))
     assert recall.score(unknown, "I don't know that.")["exact"] == 1 and recall.score(unknown, "Tom.")["exact"] == 0
 

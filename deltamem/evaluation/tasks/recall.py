@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -14,11 +15,14 @@ from deltamem.episodes.relations import Relation
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
 from deltamem.evaluation.items import Item, Task
-from deltamem.evaluation.scoring import exact_match, names, says_unknown, token_f1
+from deltamem.evaluation.scoring import exact_match, names, normalised, says_unknown, token_f1
 
 FACTS = (1, 2, 4, 8, 16, 32)
 DISTANCES = (0, 10, 50, 200)
 PARTS = ("facts", "new values", "likely values", "unusual words", "distance", "held out", "kind", "statements")
+_NOTED = "Got it."
+"""How the reply to a statement begins."""
+_ENDS = re.compile(r"[.!?]+(?:\s+|$)")
 _PLAIN = 4
 """Facts told where something else is varied."""
 KINDS: dict[str, dict[str, Any]] = {
@@ -56,7 +60,7 @@ def recall_task(
     and in the rows of `likely values` such as one would expect ("I live in Lisbon."), which training told of nothing
     that they fit: what a backbone expects is written, and read, differently. `unusual words` tells or asks for
     one fact in ways that are far from all others. `statements` asks nothing: the reply to a message that tells facts is
-    to say them back, and `named` asks for the first alone.
+    to say them back.
 
     Args:
         tokenizer: the backbone's; its words are the values.
@@ -107,18 +111,27 @@ def recall_task(
 def score(item: Item, reply: str) -> dict[str, float]:
     """`named`: the value stands in the reply and no other that was told; `exact`: the reply is the expected one; `f1`.
 
-    Where nothing was told, all three ask whether the reply says so.
+    Where nothing was told, all three ask whether the reply says so. Where a statement is replied to, `named` asks
+    whether any of what it tells is said back in a sentence that says nothing else.
     """
+    if "statements" in item.labels:
+        back = {said.removeprefix(f"{normalised(_NOTED)} ") for said in _sentences(reply)}
+        expected = {said for answer in item.answers for said in _sentences(answer.removeprefix(_NOTED))}
+        return {"named": float(bool(back & expected)), **_whole(item, reply)}
     if not item.value:
         unknown = float(says_unknown(reply))
         return {"named": unknown, "exact": unknown, "f1": unknown}
     parts = item.value.split(" and ")
     named = all(names(reply, part) for part in parts) and not any(names(reply, w) for w in item.wrong)
-    return {
-        "named": float(named),
-        "exact": exact_match(reply, item.answers),
-        "f1": token_f1(reply, item.answers[0]),
-    }
+    return {"named": float(named), **_whole(item, reply)}
+
+
+def _whole(item: Item, reply: str) -> dict[str, float]:
+    return {"exact": exact_match(reply, item.answers), "f1": token_f1(reply, item.answers[0])}
+
+
+def _sentences(text: str) -> set[str]:
+    return {normalised(part) for part in _ENDS.split(text) if part.strip()}
 
 
 class _Builder:
