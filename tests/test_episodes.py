@@ -217,7 +217,10 @@ def test_openings_of_replies_to_several_things_begin_with_the_first(people: Synt
 
 
 def test_lists_and_long_values(people: SyntheticPeople) -> None:
-    assert all(" and " in q.value for e in everything(people, Difficulty(lists=1.0)) for q in e.questions if q.value)
+    asked = [q for e in everything(people, Difficulty(lists=1.0)) for q in e.questions if q.value]
+    kinds = {r.id: r.kind for r in (*people.relations, *people.singles, *people.families, *people.heldout_relations)}
+    assert all((" and " in str(q.value)) == (kinds[q.topic] == "word") for q in asked), "names are not told two at once"
+    assert {kinds[q.topic] for q in asked} == {"name", "word"}
     words = {q.value for e in everything(people, Difficulty(long_values=1.0), 80) for q in e.questions if q.value}
     assert {len(w.split()) for w in words} == {1, 2} and len(words) > 40
 

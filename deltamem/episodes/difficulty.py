@@ -24,7 +24,7 @@ class Difficulty:
             a reply that went its own way is to find the value all the same.
         earlier: share of windows in which something else was said before the question.
         others: share of facts that are about somebody else.
-        lists: share of values that are two things.
+        lists: share of values that are two things, of those that are no names.
         sessions: share of histories that are told in two sessions.
         families: relations made from nouns and phrasings that go with all of them are in play as well.
         singles: relations that are no family's are in play instead, told and asked for in more words.

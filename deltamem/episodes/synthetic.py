@@ -165,7 +165,8 @@ class SyntheticPeople:
                 known = [v for v in self._natural[values].get(relation.id, ()) if v not in taken]
                 value = rng.choice(known) if known else value
             taken.add(value)
-            if rng.random() < difficulty.lists:
+            # Nobody says "My son is Tom and Anna.": what follows such an "and" is another sentence.
+            if rng.random() < difficulty.lists and relation.kind == "word":
                 second = self._value(rng, relation.kind, difficulty, values, taken)
                 taken.add(second)
                 told.append(Fact(relation, f"{value} and {second}", is_list=True))

@@ -28,7 +28,7 @@ _PLAIN = 4
 KINDS: dict[str, dict[str, Any]] = {
     "corrected": {"facts": 2, "difficulty": Difficulty(corrections=1.0)},
     "two people": {"facts": _PLAIN, "difficulty": Difficulty(others=1.0)},
-    "list of two": {"facts": 2, "difficulty": Difficulty(lists=1.0)},
+    "list of two": {"facts": 2, "difficulty": Difficulty(lists=1.0), "of_kind": "word"},
     "several tokens": {"facts": 2, "difficulty": Difficulty(long_values=1.0)},
     "one sentence": {"facts": 2, "difficulty": Difficulty(together=1.0, joined=1.0)},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
@@ -153,9 +153,11 @@ class _Builder:
         distance: int = 0,
         only: str = "",
         alike: bool = False,
+        of_kind: str = "",
     ) -> None:
         """Conversations for one figure."""
         name, rng = self._named(labels)
+        among = [r for r in self.people.relations if r.kind == of_kind] if of_kind else among
         per_conversation = 1 if only else facts
         for number in range(-(-self._questions // per_conversation)):
             some = rng.sample(rng.choice(self._alike), 2) if alike else among
