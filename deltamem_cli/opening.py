@@ -64,8 +64,7 @@ def adapter_for(backbone: Backbone, wanted: str | None, profile: Path | None = N
     if profile is not None and own in shipped_adapters() and own != backbone.adapter:
         newer = newer_adapter(backbone.name, own)
         if newer is not None:
-            reader = takes_over(backbone.name, own)
-            how = f" (deltamem profiles upgrade {profile.stem} has {reader} read it)" if reader else ""
+            how = f" (deltamem profiles upgrade {profile.stem} changes that)" if takes_over(backbone.name, own) else ""
             notice(f"This profile was made with {own} and keeps using it{how}; new profiles use {newer}.")
         return own
     if backbone.adapter is None:

@@ -47,8 +47,8 @@ def run_show(name: str, as_json: bool) -> None:
     info = load_profile(path).info
     size = path.stat().st_size
     newer = newer_adapter(info.backbone, info.adapter)
-    if reader := takes_over(info.backbone, info.adapter):
-        how = f"deltamem profiles upgrade {name} has {'it' if reader == newer else reader} read this one"
+    if takes_over(info.backbone, info.adapter):
+        how = f"deltamem profiles upgrade {name} has it read this one"
     else:
         how = "a new profile uses it, this one stays with its own"
     if as_json:
@@ -66,7 +66,7 @@ def run_show(name: str, as_json: bool) -> None:
 
 
 def run_upgrade(name: str) -> None:
-    """Let the newest adapter that can read a profile read it."""
+    """Let the newest adapter read a profile."""
     from deltamem.adapter import SHIPPED, adapter_fingerprint
     from deltamem.config import DeltaMemConfig
     from deltamem.memory import DeltaMemory

