@@ -136,17 +136,17 @@ def merge(store: ProfileStore, name: str, other: str, weight: float = 0.5) -> tu
 
 
 def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, config: dict[str, Any]) -> None:
-    """Let another adapter read a profile, one that writes as its own does; state and history stay as they are.
+    """Let another adapter read a profile, one of the same keys and values; state and history stay as they are.
 
     Args:
         store: where the profile is.
         name: of it.
-        adapter: name of the other one, of which the caller knows that it writes so.
+        adapter: name of the other one, of which the caller knows that its keys and values are the same.
         fingerprint: of that.
         config: its live options.
 
     Raises:
-        ProfileError: its options are others, so it can't write as the profile's own does, or the profile is in use.
+        ProfileError: its options are others, so its keys and values are as well, or the profile is in use.
     """
     with _held(store, name) as (path, profile, _):
         info = profile.info
