@@ -18,6 +18,7 @@ from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
 from deltamem.episodes.impersonal import impersonal
 from deltamem.episodes.many import make_episodes
+from deltamem.episodes.relations import Fact
 from deltamem.episodes.sentences import in_one_sentence
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
@@ -208,12 +209,26 @@ def test_two_sentences_become_one(first: str, second: str, name: bool, one: str 
     assert in_one_sentence(first, second, name) == one
 
 
-def test_openings_of_replies_to_several_things_begin_with_the_first(people: SyntheticPeople) -> None:
+def test_openings_of_replies_to_several_things_begin_with_the_first(
+    people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: dict[str, list[Fact]] = {}
+    statement = people._statement
+
+    def kept(rng: random.Random, facts: list[Fact], *args: Any, **options: Any) -> Turn:
+        turn = statement(rng, facts, *args, **options)
+        told[turn.user] = facts
+        return turn
+
+    monkeypatch.setattr(people, "_statement", kept)
     every = people.openings(random.Random(0))
-    several = [q for q in every if q.answer.startswith("Got it.") and len(re.findall(r"[.:] |,? and ", q.text)) >= 1]
-    assert len(several) > 1000
-    ways = {r.id: r.answer for r in (*people.relations, *people.singles, *people.families)}
-    assert all(q.topic in ways and not q.value for q in several)
+    several = [q for q in every if q.text in told]
+    assert len(several) == (len(every) - len(several)) // 8 > 1000
+    for question in several:
+        first, *others = told[question.text]
+        assert others and all(fact.value in question.text for fact in (first, *others))
+        assert question.topic == first.relation.id
+        assert question.answer == f"Got it. {first.reply(first.relation.answer)[1]}"
 
 
 def test_lists_and_long_values(people: SyntheticPeople) -> None:
