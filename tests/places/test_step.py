@@ -27,6 +27,7 @@ from deltamem.training.places.bank import Bank
 from deltamem.training.places.builder import build_bank, difficulty
 from deltamem.training.places.by_row import ByRow
 from deltamem.training.places.draw import Drawing
+from deltamem.training.places.lots import Lots
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.tail import Tail
@@ -126,6 +127,25 @@ def test_the_shares_of_two_processes_add_up(passes: Passes, bank: Bank) -> None:
     for name, grad in grads.items():
         torch.testing.assert_close(sum(h[1][name] for h in halves), grad, atol=1e-5, rtol=1e-3)
     assert sum(h[0]["value"] for h in halves) == pytest.approx(whole["value"], rel=1e-4)
+
+
+def test_a_step_tells_what_is_to_be_said_apart_from_some_of_all(
+    passes: Passes, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few others among them, what is to be said is still among them, and is told apart more easily."""
+    every, _ = gradients(passes, bank, Team(cpu=True))
+    monkeypatch.setattr("deltamem.training.places.step._AMONG", 4)
+    monkeypatch.setattr("deltamem.training.places.step._LIKELIEST", 2)
+    recipe = Recipe(cached_questions=12, cached_facts=4, silence_weight=0.5)
+    step = PlacesStep(passes, recipe, bank, Team(cpu=True))
+    few = step.backward(3)
+    lot = Lots(bank, recipe).draw(3)
+    with torch.no_grad():
+        likely = Tail(passes.memory)(bank.idle_residuals[lot.idle].float()).topk(2).indices
+    wanted = torch.cat([lot.drawn.targets, bank.opening_targets[lot.openings], likely.flatten()])
+    assert set(wanted.tolist()) <= set(step._among.tolist())
+    assert len(step._among) <= len(wanted.unique()) + 4 < len(bank.candidates)
+    assert 0 < few["value"] < every["value"] and few["accuracy"] >= every["accuracy"]
 
 
 def test_every_part_of_the_adapter_learns(passes: Passes, bank: Bank) -> None:

@@ -4,20 +4,26 @@
   agree most on what the fact is about (canonical correlation analysis over topics), turned at random so that every
   head gets as much of them as every other.
 * **W_v, D_o**: a code of the token, as in `training/warm_start.py`; what is added to the last residual gives it back.
-  Beside a residual ten times as long that is hardly heard, so the two then learn, alone, to say what a query that finds
-  most of a value reads. Without that steps on places learn to say that nothing is known, and stay there.
+  Beside a residual ten times as long that is hardly heard, and beside what else was told it is not told apart. So the
+  two then learn, alone, to say a token among others that are read along with it, and of those there are more as soon
+  as it is said. No history has to be written for that: how well queries find keys is measured once.
 """
 
 from __future__ import annotations
 
+import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem.episodes.grouped import grouped
 from deltamem.memory import DeltaMemory
+from deltamem.training.fitting import stacked_weights
 from deltamem.training.places.bank import Bank, Report, Topic
 from deltamem.training.places.descent import descend
 from deltamem.training.places.stacked import Stacked
@@ -30,10 +36,33 @@ _RIDGE = 0.05
 """Added to variances, relative to their mean."""
 _OPEN = 3.0
 """Logit of the write gates at first: what is no value is yet to shut them."""
-_SAYING_STEPS, _SAYING_RATE, _SAID, _AMONG = 200, 5.0, 256, 8000
+_SAYING_STEPS, _SAYING_RATE, _SAID, _AMONG = 1200, 4.0, 256, 8000
 """Steps of learning W_v and D_o on their own, their rate beside other fits', tokens a step, and those told apart."""
-_FOUND = 0.7
-"""How much of a value is found, and as much of it is noise."""
+_OPENED = 0.9
+"""What read and write gates leave of a value."""
+_ALONG, _MORE, _MOST_ALONG, _SAID_WELL, _LATELY = 1.0, 0.05, 32.0, 0.8, 20
+"""Tokens read along with one at first, how many more after a step, and at most. There are more when so large a share of
+the tokens of so many steps was said."""
+_COMPARED = 512
+"""Names whose keys and queries are compared to know how well they find each other."""
+
+
+class Cosines(NamedTuple):
+    """What queries find of keys.
+
+    Attributes:
+        own: mean over layers of the cosine with the own key; its mean.
+        spread: its standard deviation.
+        own_by_layer: that of the own cosine in a layer from it.
+        others: that of the mean cosine with other keys.
+        others_by_layer: that of the cosine with another key in a layer from it.
+    """
+
+    own: float
+    spread: float
+    own_by_layer: float
+    others: float
+    others_by_layer: float
 
 
 def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | None = None) -> None:
@@ -46,7 +75,6 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
         report: called with what is being done and the share done.
     """
     fit_values(memory, bank.told.float(), bank.told_ids)
-    _learn_to_say(memory, bank, seed, report)
     named = pairs(bank)
     generator = torch.Generator().manual_seed(seed)
     layers = delta_layers(memory)
@@ -65,9 +93,33 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
             layer.memory_k_proj.copy_(_SCALE * turn @ keys)
             layer.memory_q_proj.copy_(_SCALE * turn @ queries)
             layer.beta_bias.fill_(_OPEN)
+    _learn_to_say(memory, bank, found(memory, bank, named, seed), seed, report)
 
 
-def _learn_to_say(memory: DeltaMemory, bank: Bank, seed: int, report: Report | None) -> None:
+@torch.no_grad()
+def found(memory: DeltaMemory, bank: Bank, named: Named, seed: int = 0) -> Cosines:
+    """Measure how well keys are found, over some of the names that are both told and asked for."""
+    told, asked = (
+        grouped(zip(about.tolist(), where.tolist(), strict=True))
+        for about, where in ((named.told_about, named.told), (named.asked_about, named.asked))
+    )
+    rng, both = random.Random(f"found-{seed}"), sorted(told.keys() & asked.keys())
+    names = rng.sample(both, min(_COMPARED, len(both)))
+    weights = stacked_weights(memory)
+    one_told, one_asked = (torch.tensor([rng.choice(where[n]) for n in names]) for where in (told, asked))
+    keys = weights.unit(weights.key, telling(bank, one_told).to(weights.key))
+    queries = weights.unit(weights.query, bank.places[:, one_asked].to(weights.query))
+    match = torch.einsum("lqhr,lkhr->lqk", queries, keys) / keys.shape[2]
+    mean, others = match.mean(0), ~torch.eye(len(names), dtype=torch.bool, device=match.device)
+    apart = match - mean
+    own, by_layer = mean.diagonal(), apart.diagonal(dim1=1, dim2=2)
+    # Of a single name nothing is known of others.
+    of_others = (mean[others], apart[:, others]) if len(names) > 1 else (own * 0, by_layer * 0)
+    roots = [float(x.square().mean().sqrt()) for x in (own - own.mean(), by_layer, *of_others)]
+    return Cosines(float(own.mean()), *roots)
+
+
+def _learn_to_say(memory: DeltaMemory, bank: Bank, cosines: Cosines, seed: int, report: Report | None) -> None:
     """Train W_v and D_o to say a told token, of the bank's words as well, at any place where a value is to come."""
     layers, tail = delta_layers(memory), Tail(memory)
     weights = [w for layer in layers for w in (layer.memory_v_proj, layer.delta_o_proj)]
@@ -75,25 +127,39 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, seed: int, report: Report | N
     places = bank.values.nonzero()[:, 0]
     words = bank.words
     ids = bank.told_ids if words is None else torch.cat([bank.told_ids, words.ids])
+    said: deque[float] = deque(maxlen=_LATELY)
+    along = _ALONG
 
     def some(there: int, count: int) -> Tensor:
         return torch.randint(there, (count,), generator=generator)
 
+    def read_along() -> Tensor:
+        """Cosines of every token's query with the keys of all, (layers, said, said)."""
+        drawn = torch.randn(len(layers) + 1, _SAID, _SAID, generator=generator)
+        there = torch.rand(_SAID, _SAID, generator=generator) < along / _SAID
+        others = (cosines.others * drawn[-1] + cosines.others_by_layer * drawn[:-1]) * there
+        of_all, by_layer = drawn[-1].diagonal(), drawn[:-1].diagonal(dim1=1, dim2=2)
+        own = cosines.own + cosines.spread * of_all + cosines.own_by_layer * by_layer
+        return _OPENED * (others * (1 - torch.eye(_SAID)) + torch.diag_embed(own))
+
     def loss() -> Tensor:
+        nonlocal along
         stacked = Stacked(layers)
         device = stacked.device
         told = some(len(bank.told_ids), _SAID)
         if words is not None:
             told[::2] = len(bank.told_ids) + some(len(words.ids), len(told[::2]))
-        value = stacked.values(bank.said(told).to(device).float())
-        noise = torch.randn(value.shape, generator=generator).to(device)
-        read = _FOUND * (value + value.detach().std(dim=(1, 2), keepdim=True) * noise)
+        read = read_along().to(device) @ stacked.values(bank.said(told).to(device).float())
         shape = memory.config.num_state_heads, memory.config.rank
         added = stacked.corrections(read.unflatten(-1, shape).transpose(0, 1))
         among = torch.unique(torch.cat([ids[told], bank.candidates[some(len(bank.candidates), _AMONG)]]))
         residuals = bank.residuals[places[some(len(places), _SAID)]].to(device).float()
-        logits = tail(residuals + added, among.to(device))
-        return F.cross_entropy(logits.float(), torch.searchsorted(among, ids[told]).to(device))
+        logits = tail(residuals + added, among.to(device)).float()
+        targets = torch.searchsorted(among, ids[told]).to(device)
+        said.append(float((logits.argmax(-1) == targets).float().mean()))
+        if len(said) == _LATELY and sum(said) > _SAID_WELL * _LATELY:
+            along = min(along + _MORE, _MOST_ALONG)
+        return F.cross_entropy(logits, targets)
 
     rates = [_SAYING_RATE] * len(weights)
     descend(weights, loss, _SAYING_STEPS, "learning to say what is read", report, rates=rates)

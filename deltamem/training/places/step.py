@@ -37,6 +37,9 @@ _ALTERED = 1.0
 """So much, at most, of what two values of the same differ in is added to what a third one's key is made of."""
 _FOR_SPREAD = 128
 """Told tokens whose spread noise goes by."""
+_AMONG, _LIKELIEST = 6000, 4
+"""Tokens that what is to be said is told apart from in a step, at most, besides all that are to be said in it; and
+those that the frozen backbone thinks likeliest at each place in ordinary talk."""
 _ROOM = 0.7
 """Most of a GPU's free memory that a bank is put into; one that takes more stays on the CPU."""
 
@@ -76,10 +79,7 @@ class PlacesStep:
         noise = torch.rand(2 * _NOISE_ROWS, bank.told.shape[-1], generator=torch.Generator().manual_seed(recipe.seed))
         self._noise = (noise - 0.5).to(passes.device)
         self._tail = Tail(passes.memory)
-        self._candidates = bank.candidates.to(passes.device)
-        numbers = torch.full((int(bank.candidates.max()) + 1,), -1)
-        numbers[bank.candidates] = torch.arange(len(bank.candidates))
-        self._number = numbers
+        self._among = bank.candidates
 
     def draw_ahead(self, first: int, workers: int) -> None:
         """Have processes of their own draw what the steps from `first` on look at, the same as without."""
@@ -98,6 +98,7 @@ class PlacesStep:
         recipe, team, bank, drawn = self._recipe, self._team, self.bank, lot.drawn
         self._layers = Stacked(delta_layers(self._passes.memory))
         self._generator = torch.Generator().manual_seed(lot.seed)
+        self._among = self._told_apart(lot)
         state, gates, overlap = self._write(drawn, lot.others)
         sums: dict[str, float] = {}
         values = bank.values[drawn.places]
@@ -115,6 +116,20 @@ class PlacesStep:
         loss.backward()
         team.sum_gradients(list(self._passes.memory.parameters()))
         return self._report(sums, float(gates.detach()), float(overlap.detach()), int(values.sum()))
+
+    @torch.no_grad()
+    def _told_apart(self, lot: Lot) -> Tensor:
+        """Token ids among which a target is told apart in this step, sorted: of the tens of thousands there are with
+        words told, some, and all that are to be said. It was most of a step to look at every one.
+        """
+        bank = self.bank
+        some = torch.randperm(len(bank.candidates), generator=self._generator)[:_AMONG]
+        among = [bank.candidates[some], lot.drawn.targets, bank.opening_targets[lot.openings].cpu()]
+        if len(lot.idle):
+            frozen = self._tail(bank.idle_residuals[lot.idle].to(self._passes.device))
+            among.append(frozen.topk(min(_LIKELIEST, frozen.shape[-1])).indices.flatten().cpu())
+        together: Tensor = torch.unique(torch.cat(among))
+        return together.to(self._passes.device)
 
     def _jittered(self, hidden: Tensor, count: int | None = None, mine: Tensor | None = None) -> Tensor:
         """Hidden states (layers, n, hidden size) with uniform noise on them: that for `mine` of `count` there are."""
@@ -141,8 +156,8 @@ class PlacesStep:
         places = asked.places[mine]
         hidden = self._jittered(asked.hidden[:, places], len(asked.places), mine)
         bent = self._layers.bent(hidden, asked.residuals[places], state, asked.rows[mine])
-        logits = self._tail(bent, self._candidates)
-        targets = self._number[asked.targets[mine]].to(logits.device)
+        logits = self._tail(bent, self._among)
+        targets = torch.searchsorted(self._among, asked.targets[mine].to(logits.device))
         losses = F.cross_entropy(logits, targets, reduction="none")
         loss = losses.new_zeros(())
         if self._recipe.silence_weight:
@@ -217,9 +232,9 @@ class PlacesStep:
         if not len(residuals):
             return hidden.new_zeros(()), hidden.new_zeros(())
         with torch.no_grad():
-            frozen = self._tail(residuals, self._candidates)
+            frozen = self._tail(residuals, self._among)
         rows = torch.arange(len(residuals)) % state.shape[1]
-        found = self._tail(self._layers.bent(hidden, residuals, state, rows), self._candidates)
+        found = self._tail(self._layers.bent(hidden, residuals, state, rows), self._among)
         quiet = self._gates(hidden, SILENT) if self._recipe.silence_weight else hidden.new_zeros(())
         return divergence(found, frozen) / len(residuals), quiet
 
