@@ -16,6 +16,7 @@ from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import split_words, told_pieces
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
+from deltamem.training.fitting import stacked_weights
 from deltamem.training.places import start
 from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import build_bank
@@ -24,7 +25,7 @@ from deltamem.training.places.longer import lengthen
 from deltamem.training.places.reading import Asking, fit_reading
 from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.places.stacked import Stacked
-from deltamem.training.places.start import pairs, start_from
+from deltamem.training.places.start import pairs, start_from, telling
 from deltamem.training.places.tail import Tail
 from deltamem.training.places.vocabulary import _told_in, tell_vocabulary
 from deltamem.training.recorder import Recorder
@@ -170,11 +171,55 @@ def test_the_start_says_what_a_query_finds(
         assert said_of_itself(passes, bank, numbers, ids) > max(0.3, 2 * before)
 
 
+def test_the_start_says_one_of_several_that_are_read(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Learnt with nothing read along, the same is said less often beside others."""
+    few_ways(people, 12)
+    bank = build_bank(passes, people, IDLE, 12)
+    numbers = torch.arange(len(bank.told_ids))
+    shares = []
+    for most in (0.0, 32.0):
+        monkeypatch.setattr(start, "_ALONG", min(most, 1.0))
+        monkeypatch.setattr(start, "_MOST_ALONG", most)
+        start_from(passes.memory, bank)
+        shares.append(said_of_itself(passes, bank, numbers, bank.told_ids, along=8))
+    assert shares[1] > max(0.3, shares[0] + 0.02)
+
+
+def test_how_well_keys_are_found_is_measured_by_head(passes: Passes, people: SyntheticPeople) -> None:
+    """What queries find of others' keys is a part that all heads have in common and one that each has for itself."""
+    few_ways(people, 12)
+    bank = build_bank(passes, people, IDLE, 12)
+    start_from(passes.memory, bank)
+    cosines, named = start.found(passes.memory, bank, pairs(bank)), pairs(bank)
+    assert cosines.own > 2 * cosines.others, "it is found, and others are not"
+    weights = stacked_weights(passes.memory)
+    squares: dict[tuple[int, int], list[float]] = {}
+    with torch.no_grad():
+        keys = weights.unit(weights.key, telling(bank, named.told))
+        queries = weights.unit(weights.query, bank.places[:, named.asked].float())
+        for n, told in enumerate(named.told_about.tolist()):
+            for m, asked in enumerate(named.asked_about.tolist()):
+                if told != asked and told in named.asked_about and asked in named.told_about:
+                    square = (keys[:, n] * queries[:, m]).sum(-1).square().mean()
+                    squares.setdefault((told, asked), []).append(float(square))
+    expected = [sum(each) / len(each) for each in squares.values()]
+    there = cosines.others**2 + cosines.others_by_head**2
+    assert there == pytest.approx(sum(expected) / len(expected), rel=0.2)
+
+
 @torch.no_grad()
-def said_of_itself(passes: Passes, bank: Bank, numbers: torch.Tensor, ids: torch.Tensor) -> float:
-    """Share of told tokens that are said where a value is to come, when seven tenths of them are read."""
+def said_of_itself(passes: Passes, bank: Bank, numbers: torch.Tensor, ids: torch.Tensor, along: int = 0) -> float:
+    """Share of told tokens that are said where a value is to come, when seven tenths of them are read, and a third of
+    so many others.
+    """
     stacked, config = Stacked(delta_layers(passes.memory)), passes.memory.config
-    read = 0.7 * stacked.values(bank.said(numbers).float())
+    value, generator = stacked.values(bank.said(numbers).float()), torch.Generator().manual_seed(0)
+    read = 0.7 * value
+    for _ in range(along):
+        others = value[:, torch.randperm(len(numbers), generator=generator)]
+        read = read + 0.33 * torch.randn(*others.shape[:2], 1, generator=generator) * others
     read = read.unflatten(-1, (config.num_state_heads, config.rank)).transpose(0, 1)
     places = bank.values.nonzero()[:, 0]
     residuals = bank.residuals[places[torch.arange(len(ids)) % len(places)]]

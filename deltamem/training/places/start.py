@@ -51,18 +51,18 @@ class Cosines(NamedTuple):
     """What queries find of keys.
 
     Attributes:
-        own: mean over layers of the cosine with the own key; its mean.
+        own: mean, over heads of all layers, of the cosine with the own key; its mean over names.
         spread: its standard deviation.
-        own_by_layer: that of the own cosine in a layer from it.
-        others: that of the mean cosine with other keys.
-        others_by_layer: that of the cosine with another key in a layer from it.
+        own_by_head: root mean square of what a head's own cosine differs from that mean by.
+        others: root mean square of the mean, over heads of all layers, of the cosine with another name's key.
+        others_by_head: root mean square of what a head's differs from that by.
     """
 
     own: float
     spread: float
-    own_by_layer: float
+    own_by_head: float
     others: float
-    others_by_layer: float
+    others_by_head: float
 
 
 def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | None = None) -> None:
@@ -109,13 +109,13 @@ def found(memory: DeltaMemory, bank: Bank, named: Named, seed: int = 0) -> Cosin
     one_told, one_asked = (torch.tensor([rng.choice(where[n]) for n in names]) for where in (told, asked))
     keys = weights.unit(weights.key, telling(bank, one_told).to(weights.key))
     queries = weights.unit(weights.query, bank.places[:, one_asked].to(weights.query))
-    match = torch.einsum("lqhr,lkhr->lqk", queries, keys) / keys.shape[2]
+    match = torch.einsum("lqhr,lkhr->lhqk", queries, keys).flatten(0, 1)
     mean, others = match.mean(0), ~torch.eye(len(names), dtype=torch.bool, device=match.device)
     apart = match - mean
-    own, by_layer = mean.diagonal(), apart.diagonal(dim1=1, dim2=2)
+    own, by_head = mean.diagonal(), apart.diagonal(dim1=1, dim2=2)
     # Of a single name nothing is known of others.
-    of_others = (mean[others], apart[:, others]) if len(names) > 1 else (own * 0, by_layer * 0)
-    roots = [float(x.square().mean().sqrt()) for x in (own - own.mean(), by_layer, *of_others)]
+    of_others = (mean[others], apart[:, others]) if len(names) > 1 else (own * 0, by_head * 0)
+    roots = [float(x.square().mean().sqrt()) for x in (own - own.mean(), by_head, *of_others)]
     return Cosines(float(own.mean()), *roots)
 
 
@@ -127,6 +127,7 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, cosines: Cosines, seed: int, 
     places = bank.values.nonzero()[:, 0]
     words = bank.words
     ids = bank.told_ids if words is None else torch.cat([bank.told_ids, words.ids])
+    shape = memory.config.num_state_heads, memory.config.rank
     said: deque[float] = deque(maxlen=_LATELY)
     along = _ALONG
 
@@ -134,13 +135,14 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, cosines: Cosines, seed: int, 
         return torch.randint(there, (count,), generator=generator)
 
     def read_along() -> Tensor:
-        """Cosines of every token's query with the keys of all, (layers, said, said)."""
-        drawn = torch.randn(len(layers) + 1, _SAID, _SAID, generator=generator)
+        """Cosines of every token's query with the keys of all, (layers, heads, said, said)."""
+        of_all = torch.randn(_SAID, _SAID, generator=generator)
+        by_head = torch.randn(len(layers), shape[0], _SAID, _SAID, generator=generator)
         there = torch.rand(_SAID, _SAID, generator=generator) < along / _SAID
-        others = (cosines.others * drawn[-1] + cosines.others_by_layer * drawn[:-1]) * there
-        of_all, by_layer = drawn[-1].diagonal(), drawn[:-1].diagonal(dim1=1, dim2=2)
-        own = cosines.own + cosines.spread * of_all + cosines.own_by_layer * by_layer
-        return _OPENED * (others * (1 - torch.eye(_SAID)) + torch.diag_embed(own))
+        others = (cosines.others * of_all + cosines.others_by_head * by_head) * there * (1 - torch.eye(_SAID))
+        own = cosines.own + cosines.spread * of_all.diagonal()
+        own = own + cosines.own_by_head * by_head.diagonal(dim1=-2, dim2=-1)
+        return _OPENED * (others + torch.diag_embed(own))
 
     def loss() -> Tensor:
         nonlocal along
@@ -149,9 +151,8 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, cosines: Cosines, seed: int, 
         told = some(len(bank.told_ids), _SAID)
         if words is not None:
             told[::2] = len(bank.told_ids) + some(len(words.ids), len(told[::2]))
-        read = read_along().to(device) @ stacked.values(bank.said(told).to(device).float())
-        shape = memory.config.num_state_heads, memory.config.rank
-        added = stacked.corrections(read.unflatten(-1, shape).transpose(0, 1))
+        values = stacked.values(bank.said(told).to(device).float()).unflatten(-1, shape).transpose(1, 2)
+        added = stacked.corrections((read_along().to(device) @ values).permute(2, 0, 1, 3))
         among = torch.unique(torch.cat([ids[told], bank.candidates[some(len(bank.candidates), _AMONG)]]))
         residuals = bank.residuals[places[some(len(places), _SAID)]].to(device).float()
         logits = tail(residuals + added, among.to(device)).float()
