@@ -30,7 +30,8 @@ _CACHED = Preset(
 )
 
 # Nothing that is told or asked moves a hidden state before the last layer, so no step needs a call of the backbone.
-# What is read is added sixteenfold: half of it was hardly heard beside the residual (benchmarks/places.md).
+# What is read is added sixteenfold: half of it was hardly heard beside the residual. At four times the
+# rate the first twenty steps lose most of what the start can say (benchmarks/places.md).
 _PLACES = Preset(
     replace(
         _CACHED.config,
@@ -52,12 +53,12 @@ _PLACES = Preset(
         made_up=200,
         impersonal=5,
         read_steps=400,
-        learning_rate=4e-3,
+        learning_rate=1e-3,
         fitted_rate=1.0,
         value_rate=1.0,
-        gate_rate=1.0,
+        gate_rate=4.0,
         output_rate=1.0,
-        base_rate=2.0,
+        base_rate=8.0,
         betas=(0.9, 0.98),
         warmup=20,
         decay=1.0,
