@@ -49,3 +49,9 @@ def people() -> SyntheticPeople:
 @pytest.fixture
 def bank(passes: Passes, people: SyntheticPeople) -> Bank:
     return build_bank(passes, people, IDLE, 12, seed=5)
+
+
+@pytest.fixture(autouse=True)
+def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small a backbone says its few tokens after fewer steps."""
+    monkeypatch.setattr("deltamem.training.places.start._SAYING_STEPS", 200)

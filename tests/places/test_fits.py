@@ -178,6 +178,7 @@ def test_the_start_says_one_of_several_that_are_read(
     few_ways(people, 12)
     bank = build_bank(passes, people, IDLE, 12)
     numbers = torch.arange(len(bank.told_ids))
+    monkeypatch.setattr(start, "_SAYING_STEPS", 1200)
     shares = []
     for most in (0.0, 32.0):
         monkeypatch.setattr(start, "_ALONG", min(most, 1.0))
