@@ -30,8 +30,8 @@ _CACHED = Preset(
 )
 
 # Nothing that is told or asked moves a hidden state before the last layer, so no step needs a call of the backbone.
-# What is read is added sixteenfold: half of it was hardly heard beside the residual. At four times the
-# rate the first twenty steps lose most of what the start can say (benchmarks/places.md).
+# What is read is added sixteenfold: half of it was hardly heard beside the residual. At four times the rate the first
+# twenty steps lose most of what the start can say (benchmarks/places.md).
 _PLACES = Preset(
     replace(
         _CACHED.config,

@@ -23,7 +23,7 @@ from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
-from deltamem.training.places.start import pairs, telling
+from deltamem.training.places.start import one_each, pairs, telling
 from deltamem.training.warm_start import delta_layers
 
 _CLIP = 1.0
@@ -93,8 +93,8 @@ def fit_keys(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report:
 
     def loss() -> Tensor:
         chosen = names.some(rng)
-        told, told_too = (telling(bank, _one_each(rng, names.told, chosen)) for _ in range(2))
-        asked, asked_too = (bank.places[:, _one_each(rng, names.asked, chosen)].float() for _ in range(2))
+        told, told_too = (telling(bank, one_each(rng, names.told, chosen)) for _ in range(2))
+        asked, asked_too = (bank.places[:, one_each(rng, names.asked, chosen)].float() for _ in range(2))
         keys = weights.unit(weights.key, moved(told, told_too, _ALTERED))
         queries = weights.unit(weights.query, moved(asked, asked_too, _ALTERED / 2))
         near, places = names.after(rng, chosen)
@@ -183,15 +183,11 @@ class _Names:
         return near, [rng.choice(self._after[self._topics[chosen[i]]]) for i in near]
 
 
-def _one_each(rng: random.Random, where: dict[int, list[int]], names: list[int]) -> Tensor:
-    return torch.tensor([rng.choice(where[n]) for n in names])
-
-
 @torch.no_grad()
 def how_found(memory: DeltaMemory, bank: Bank, seed: int = 0) -> Found:
     """Measure keys and queries as they are."""
     names, rng = _Names(bank), random.Random(seed)
-    told, asked = (_one_each(rng, where, names.first) for where in (names.told, names.asked))
+    told, asked = (one_each(rng, where, names.first) for where in (names.told, names.asked))
     weights = stacked_weights(memory)
     keys = weights.unit(weights.key, telling(bank, told).to(weights.key))
     queries = weights.unit(weights.query, bank.places[:, asked].to(weights.query))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -96,6 +96,11 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
     _learn_to_say(memory, bank, found(memory, bank, named, seed), seed, report)
 
 
+def one_each(rng: random.Random, where: Mapping[int, Sequence[int]], names: Sequence[int]) -> Tensor:
+    """One of the tokens or places of every name."""
+    return torch.tensor([rng.choice(where[n]) for n in names])
+
+
 @torch.no_grad()
 def found(memory: DeltaMemory, bank: Bank, named: Named, seed: int = 0) -> Cosines:
     """Measure how well keys are found, over some of the names that are both told and asked for."""
@@ -106,7 +111,7 @@ def found(memory: DeltaMemory, bank: Bank, named: Named, seed: int = 0) -> Cosin
     rng, both = random.Random(f"found-{seed}"), sorted(told.keys() & asked.keys())
     names = rng.sample(both, min(_COMPARED, len(both)))
     weights = stacked_weights(memory)
-    one_told, one_asked = (torch.tensor([rng.choice(where[n]) for n in names]) for where in (told, asked))
+    one_told, one_asked = (one_each(rng, where, names) for where in (told, asked))
     keys = weights.unit(weights.key, telling(bank, one_told).to(weights.key))
     queries = weights.unit(weights.query, bank.places[:, one_asked].to(weights.query))
     match = torch.einsum("lqhr,lkhr->lhqk", queries, keys).flatten(0, 1)
