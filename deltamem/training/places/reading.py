@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deltamem.evaluation.ordinary import divergence
 from deltamem.memory import DeltaMemory
+from deltamem.training.places.among import Among, some_among
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.draw import Drawing, Drawn
@@ -103,24 +104,24 @@ class Asking:
         targets = bank.opening_targets[some]
         among = self._among(torch.cat([targets, drawn.targets]))
         begun = self._said(now, hidden, bank.opening_residuals[some], some_told, rows, among)
-        loss = _BEGUN * F.cross_entropy(begun, torch.searchsorted(among, targets).to(begun.device))
+        loss = _BEGUN * F.cross_entropy(begun, among.numbers(targets))
         hidden = noisy(bank.places[:, drawn.places], self._spread, self._generator)
         asked = hidden, bank.residuals[drawn.places], states, drawn.rows, among
         found = self._said(now, *asked)
         with torch.no_grad():
             was = self._said(self._before, *asked)
-        loss = loss + _SAID * F.cross_entropy(found, torch.searchsorted(among, drawn.targets).to(found.device))
+        loss = loss + _SAID * F.cross_entropy(found, among.numbers(drawn.targets))
         loss = loss + _KEPT * divergence(found, was) / len(found)
         return loss + self._in_ordinary_talk(now, some_told, among) if bank.idle.shape[1] else loss
 
-    def _in_ordinary_talk(self, now: Stacked, states: Tensor, among: Tensor) -> Tensor:
+    def _in_ordinary_talk(self, now: Stacked, states: Tensor, among: Among) -> Tensor:
         bank, begins = self._bank, round(_IDLE_BEGINS * _IDLE)
         anywhere = self._any(bank.idle.shape[1], _IDLE - begins)
         some = torch.cat([anywhere, self._idle_begins[self._any(len(self._idle_begins), begins)]])
         hidden = noisy(bank.idle[:, some], self._spread, self._generator)
         residuals, rows = bank.idle_residuals[some], self._any(states.shape[1], _IDLE)
         with torch.no_grad():
-            frozen = self._tail(residuals.to(now.device).float(), among.to(now.device)).float()
+            frozen = among.logits(self._tail, residuals.to(now.device).float())
         loss = _ALONE * divergence(self._said(now, hidden, residuals, states, rows, among), frozen) / len(some)
         if self._memory.config.read_gate:
             gates = torch.logit(now.read_gates(hidden.to(now.device)), eps=1e-6)
@@ -145,15 +146,14 @@ class Asking:
     def _any(self, there: int, count: int) -> Tensor:
         return torch.randint(there, (count,), generator=self._generator)
 
-    def _among(self, said: Tensor) -> Tensor:
-        """What is said and others, sorted; of the tens of thousands there are with words told, some in each step."""
-        some, begin = self._bank.candidates, self._begun_with
-        others = some[self._any(len(some), _AMONG)], begin[self._any(len(begin), _AMONG_OPENINGS)]
-        among: Tensor = torch.unique(torch.cat([said, *others, torch.tensor([self._bank.unsaid])]))
-        return among
+    def _among(self, said: Tensor) -> Among:
+        """What is said, and what else a reply could begin with or say."""
+        bank, begin = self._bank, self._begun_with
+        said = torch.cat([said, begin[self._any(len(begin), _AMONG_OPENINGS)], torch.tensor([bank.unsaid])])
+        return some_among(bank.candidates, said, _AMONG, self._generator, self._before.device)
 
     def _said(
-        self, stacked: Stacked, hidden: Tensor, residuals: Tensor, states: Tensor, rows: Tensor, among: Tensor
+        self, stacked: Stacked, hidden: Tensor, residuals: Tensor, states: Tensor, rows: Tensor, among: Among
     ) -> Tensor:
-        """Logits of the tokens `among`, (P, tokens), at places (layers, P, hidden size) of the states of `rows`."""
-        return self._tail(stacked.bent(hidden, residuals, states, rows), among.to(states.device)).float()
+        """Logits `among` tokens, (P, n), at places (layers, P, hidden size) of the states of `rows`."""
+        return among.logits(self._tail, stacked.bent(hidden, residuals, states, rows))

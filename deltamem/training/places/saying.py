@@ -18,6 +18,7 @@ from torch import Tensor
 
 from deltamem.evaluation.ordinary import divergence
 from deltamem.memory import DeltaMemory
+from deltamem.training.places.among import some_among
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.stacked import Stacked
@@ -104,7 +105,6 @@ class Saying:
         self._tail = Tail(memory)
         self._spread_told = bank.told[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._spread_asked = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
-        self._known = bank.candidates
         values = bank.values.tolist()
         every = [(place, fact) for fact in bank.facts for place in fact.asked]
         after = {place for fact in bank.facts for place in bank.after_value(fact)}
@@ -121,18 +121,15 @@ class Saying:
         places = self._draw(generator)
         idle = places.kinds[-1]
         found = self._found(places)
-        others = self._known[torch.randint(len(self._known), (_AMONG,), generator=generator)]
-        among = torch.unique(torch.cat([places.targets, others]))
-        logits = self._tail(found, among.to(found.device))
+        among = some_among(self._bank.candidates, places.targets, _AMONG, generator, found.device)
+        logits = among.logits(self._tail, found)
         count = len(logits) - idle
-        each = F.cross_entropy(
-            logits[:count], torch.searchsorted(among, places.targets).to(logits.device), reduction="none"
-        )
+        each = F.cross_entropy(logits[:count], among.numbers(places.targets), reduction="none")
         parts = dict(zip(_WEIGHTS, each.split(places.kinds[:-1]), strict=False))
         losses = {name: part.mean() for name, part in parts.items() if len(part)}
         if idle:
             with torch.no_grad():
-                frozen = self._tail(places.residuals[count:].to(found.device), among.to(found.device)).float()
+                frozen = among.logits(self._tail, places.residuals[count:].to(found.device))
             losses["idle"] = divergence(logits[count:], frozen) / idle
         return losses
 

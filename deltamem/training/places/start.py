@@ -24,6 +24,7 @@ from torch import Tensor
 from deltamem.episodes.grouped import grouped
 from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
+from deltamem.training.places.among import some_among
 from deltamem.training.places.bank import Bank, Report, Topic
 from deltamem.training.places.descent import descend
 from deltamem.training.places.stacked import Stacked
@@ -158,11 +159,10 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, cosines: Cosines, seed: int, 
             told[::2] = len(bank.told_ids) + some(len(words.ids), len(told[::2]))
         values = stacked.values(bank.said(told).to(device).float()).unflatten(-1, shape).transpose(1, 2)
         added = stacked.corrections((read_along().to(device) @ values).permute(2, 0, 1, 3))
-        among = torch.unique(torch.cat([ids[told], bank.candidates[some(len(bank.candidates), _AMONG)]]))
+        among = some_among(bank.candidates, ids[told], _AMONG, generator, device)
         residuals = bank.residuals[places[some(len(places), _SAID)]].to(device).float()
-        logits = tail(residuals + added, among.to(device)).float()
-        targets = torch.searchsorted(among, ids[told]).to(device)
-        said.append(float((logits.argmax(-1) == targets).float().mean()))
+        logits, targets = among.logits(tail, residuals + added), among.numbers(ids[told])
+        said.append(float((among.likeliest(logits) == targets).float().mean()))
         if len(said) == _LATELY and sum(said) > _SAID_WELL * _LATELY:
             along = min(along + _MORE, _MOST_ALONG)
         return F.cross_entropy(logits, targets)

@@ -13,6 +13,7 @@ from deltamem.episodes.passes import Passes
 from deltamem.evaluation.ordinary import divergence
 from deltamem.layer import told_of
 from deltamem.training.objective import SILENT, towards
+from deltamem.training.places.among import Among, some_among
 from deltamem.training.places.bank import Bank
 from deltamem.training.places.draw import Drawn
 from deltamem.training.places.lots import Ahead, Lot, Lots
@@ -79,7 +80,7 @@ class PlacesStep:
         noise = torch.rand(2 * _NOISE_ROWS, bank.told.shape[-1], generator=torch.Generator().manual_seed(recipe.seed))
         self._noise = (noise - 0.5).to(passes.device)
         self._tail = Tail(passes.memory)
-        self._among = bank.candidates
+        self._among: Among
 
     def draw_ahead(self, first: int, workers: int) -> None:
         """Have processes of their own draw what the steps from `first` on look at, the same as without."""
@@ -118,18 +119,14 @@ class PlacesStep:
         return self._report(sums, float(gates.detach()), float(overlap.detach()), int(values.sum()))
 
     @torch.no_grad()
-    def _told_apart(self, lot: Lot) -> Tensor:
-        """Token ids among which a target is told apart in this step, sorted: of the tens of thousands there are with
-        words told, some, and all that are to be said. It was most of a step to look at every one.
-        """
-        bank = self.bank
-        some = torch.randperm(len(bank.candidates), generator=self._generator)[:_AMONG]
-        among = [bank.candidates[some], lot.drawn.targets, bank.opening_targets[lot.openings].cpu()]
+    def _told_apart(self, lot: Lot) -> Among:
+        """What is to be said in this step, and the likeliest of ordinary talk, among others."""
+        bank, device = self.bank, self._passes.device
+        said = [lot.drawn.targets, bank.opening_targets[lot.openings].cpu()]
         if len(lot.idle):
-            frozen = self._tail(bank.idle_residuals[lot.idle].to(self._passes.device))
-            among.append(frozen.topk(min(_LIKELIEST, frozen.shape[-1])).indices.flatten().cpu())
-        together: Tensor = torch.unique(torch.cat(among))
-        return together.to(self._passes.device)
+            frozen = self._tail(bank.idle_residuals[lot.idle].to(device))
+            said.append(frozen.topk(min(_LIKELIEST, frozen.shape[-1])).indices.flatten().cpu())
+        return some_among(bank.candidates, torch.cat(said), _AMONG, self._generator, device)
 
     def _jittered(self, hidden: Tensor, count: int | None = None, mine: Tensor | None = None) -> Tensor:
         """Hidden states (layers, n, hidden size) with uniform noise on them: that for `mine` of `count` there are."""
@@ -156,8 +153,7 @@ class PlacesStep:
         places = asked.places[mine]
         hidden = self._jittered(asked.hidden[:, places], len(asked.places), mine)
         bent = self._layers.bent(hidden, asked.residuals[places], state, asked.rows[mine])
-        logits = self._tail(bent, self._among)
-        targets = torch.searchsorted(self._among, asked.targets[mine].to(logits.device))
+        logits, targets = self._among.logits(self._tail, bent), self._among.numbers(asked.targets[mine])
         losses = F.cross_entropy(logits, targets, reduction="none")
         loss = losses.new_zeros(())
         if self._recipe.silence_weight:
@@ -167,7 +163,7 @@ class PlacesStep:
             sums[name] = float(part.detach())
             loss = loss + weight * part
             if name == "value":
-                sums["right"] = float((logits.argmax(-1) == targets)[kind[mine]].sum())
+                sums["right"] = float((self._among.likeliest(logits) == targets)[kind[mine]].sum())
         return loss
 
     # Writing
@@ -232,9 +228,9 @@ class PlacesStep:
         if not len(residuals):
             return hidden.new_zeros(()), hidden.new_zeros(())
         with torch.no_grad():
-            frozen = self._tail(residuals, self._among)
+            frozen = self._among.logits(self._tail, residuals)
         rows = torch.arange(len(residuals)) % state.shape[1]
-        found = self._tail(self._layers.bent(hidden, residuals, state, rows), self._among)
+        found = self._among.logits(self._tail, self._layers.bent(hidden, residuals, state, rows))
         quiet = self._gates(hidden, SILENT) if self._recipe.silence_weight else hidden.new_zeros(())
         return divergence(found, frozen) / len(residuals), quiet
 
