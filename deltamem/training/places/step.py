@@ -41,6 +41,8 @@ _FOR_SPREAD = 128
 _AMONG, _LIKELIEST = 6000, 4
 """Tokens that what is to be said is told apart from in a step, at most, besides all that are to be said in it; and
 those that the frozen backbone thinks likeliest at each place in ordinary talk."""
+_LOOKED_UP = 512
+"""Places in ordinary talk that are compared with the whole vocabulary at once."""
 _ROOM = 0.7
 """Most of a GPU's free memory that a bank is put into; one that takes more stays on the CPU."""
 
@@ -81,6 +83,7 @@ class PlacesStep:
         self._noise = (noise - 0.5).to(passes.device)
         self._tail = Tail(passes.memory)
         self._among: Among
+        self._likely = torch.full((len(bank.idle_residuals), min(_LIKELIEST, self._tail.vocabulary)), -1)
 
     def draw_ahead(self, first: int, workers: int) -> None:
         """Have processes of their own draw what the steps from `first` on look at, the same as without."""
@@ -123,10 +126,19 @@ class PlacesStep:
         """What is to be said in this step, and the likeliest of ordinary talk, among others."""
         bank, device = self.bank, self._passes.device
         said = [lot.drawn.targets, bank.opening_targets[lot.openings].cpu()]
-        if len(lot.idle):
-            frozen = self._tail(bank.idle_residuals[lot.idle].to(device))
-            said.append(frozen.topk(min(_LIKELIEST, frozen.shape[-1])).indices.flatten().cpu())
+        said.append(self._likeliest(lot.idle).flatten())
         return some_among(bank.candidates, torch.cat(said), _AMONG, self._generator, device)
+
+    @torch.no_grad()
+    def _likeliest(self, idle: Tensor) -> Tensor:
+        """Token ids that the frozen backbone thinks likeliest at places in ordinary talk, (n, tokens): they never
+        change, so they are worked out once for each place that comes up.
+        """
+        new = idle[self._likely[idle, 0] < 0].unique()
+        for some in new.split(_LOOKED_UP):
+            logits = self._tail(self.bank.idle_residuals[some].to(self._passes.device))
+            self._likely[some] = logits.topk(self._likely.shape[1]).indices.cpu()
+        return self._likely[idle]
 
     def _jittered(self, hidden: Tensor, count: int | None = None, mine: Tensor | None = None) -> Tensor:
         """Hidden states (layers, n, hidden size) with uniform noise on them: that for `mine` of `count` there are."""

@@ -36,6 +36,11 @@ class Tail:
                 "use --preset deltamem"
             )
 
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
+        return len(self._model.get_output_embeddings().weight)
+
     @contextmanager
     def record(self, places: Tensor, into: list[Tensor]) -> Iterator[None]:
         """Append the residuals at some places (B, T) of a call: (places, hidden size)."""
