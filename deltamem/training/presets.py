@@ -31,8 +31,7 @@ _CACHED = Preset(
 
 # Nothing that is told or asked moves a hidden state before the last layer, so no step needs a call of the backbone.
 # What is read is added sixteenfold: half of it was hardly heard beside the residual. At four times the rate the first
-# twenty steps lose most of what the start can say, and keys that are hardly held apart fall together
-# (benchmarks/places.md).
+# twenty steps lose most of what the start can say (benchmarks/places.md).
 _PLACES = Preset(
     replace(
         _CACHED.config,
@@ -66,7 +65,7 @@ _PLACES = Preset(
         clip=5.0,
         start_weight=2.5,
         rest_weight=1.0,
-        spread=3.0,
+        spread=0.2,
         ordinary_weight=8.0,
         silence_weight=4.0,
         eval_every=1000,
