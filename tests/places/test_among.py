@@ -38,6 +38,12 @@ def test_what_is_said_is_there_and_so_many_others() -> None:
     assert float(among.raised.exp().sum()) == pytest.approx(len(CANDIDATES), rel=1e-5)
 
 
+def test_what_is_said_need_not_be_a_candidate() -> None:
+    said = torch.tensor([1, 30, 2999, 2997])
+    among = some_among(CANDIDATES, said, 10_000, torch.Generator(), torch.device("cpu"))
+    assert torch.equal(among.ids, torch.cat([CANDIDATES, said]).unique()) and not among.raised.any()
+
+
 def test_with_room_for_all_nothing_is_drawn() -> None:
     among = drawn(10_000)
     assert torch.equal(among.ids, CANDIDATES) and not among.raised.any()

@@ -41,6 +41,14 @@ class Among(NamedTuple):
         return torch.searchsorted(self.ids, targets.to(self.ids.device))
 
 
+def _not(ids: Tensor, known: Tensor) -> Tensor:
+    """Which of `ids` (n,), sorted, are none of `known`."""
+    at = torch.searchsorted(ids, known).clamp_max(len(ids) - 1)
+    others = torch.ones(len(ids), dtype=torch.bool)
+    others[at[ids[at] == known]] = False
+    return others
+
+
 def some_among(candidates: Tensor, said: Tensor, count: int, generator: torch.Generator, device: torch.device) -> Among:
     """What is to be said and other candidates.
 
@@ -52,7 +60,8 @@ def some_among(candidates: Tensor, said: Tensor, count: int, generator: torch.Ge
         device: where logits are.
     """
     said = torch.unique(said.cpu())
-    others = candidates[~torch.isin(candidates, said)]
+    # `torch.isin` sorts all candidates anew, 22 ms in every step.
+    others = candidates[_not(candidates, said)]
     drawn = others[torch.randperm(len(others), generator=generator)[:count]]
     raised = torch.full((len(drawn),), math.log(len(others) / len(drawn)) if len(drawn) else 0.0)
     ids, order = torch.cat([said, drawn]).sort()
