@@ -18,7 +18,7 @@ from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.relation_data import families, read_data, singles, told_relations, unusual
 from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.sentences import in_one_sentence
-from deltamem.episodes.words import Split, made_up, split_words
+from deltamem.episodes.words import Beginnings, Split, beginnings, made_up, split_words
 from deltamem.errors import DataError
 
 _PAUSE = "..."
@@ -52,6 +52,7 @@ class SyntheticPeople:
     """
 
     def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
         data, relations = read_data("relations.json"), told_relations()
         self.relations = [r for r in relations if not r.heldout]
         self.families = families()
@@ -85,6 +86,10 @@ class SyntheticPeople:
         self._values = {kind: split_words(tokenizer, kind) for kind in ("name", "word")}
         if any(not words for splits in self._values.values() for words in splits.values()):
             raise DataError("this tokenizer has too few words that are single tokens for the built-in generator")
+
+    @cached_property
+    def _beginnings(self) -> dict[str, Beginnings]:
+        return {kind: beginnings(self._tokenizer, kind) for kind in ("name", "word")}
 
     @cached_property
     def unusual(self) -> dict[str, list[Relation]]:
@@ -186,7 +191,13 @@ class SyntheticPeople:
         pool = self._values[kind][split][: difficulty.pool]
         value = rng.choice(pool)
         if rng.random() < difficulty.long_values:
-            value = f"{value} {rng.choice(pool)}" if rng.random() < 0.5 else made_up(rng, kind)
+            how = rng.random()
+            if how < 0.5:
+                value = f"{value} {rng.choice(pool)}"
+            elif how < 0.65 or split == "heldout":
+                value = made_up(rng, kind)
+            else:
+                value = self._beginnings[kind].word(rng)
         while value in taken:  # a longer one is free sooner or later, however small the pool
             value = f"{value} {rng.choice(pool)}"
         return value

@@ -33,6 +33,37 @@ def split_words(tokenizer: Any, kind: str) -> dict[Split, list[str]]:
     return {"heldout": order[:cut], "train": order[cut:]}
 
 
+class Beginnings(NamedTuple):
+    """Text of a tokenizer's pieces that begin a word, and of those that go on one, the commonest first; and words that
+    are not to come of them.
+    """
+
+    first: list[str]
+    later: list[str]
+    heldout: frozenset[str]
+
+    def word(self, rng: random.Random) -> str:
+        """A word of two to four of them. It may begin with a word that is one by itself, as "Misty" does."""
+        count = rng.choices((1, 2, 3), (7, 2, 1))[0]
+        # By the cube, as most of those that go on a word are rare ends of long ones.
+        later = (self.later[int(len(self.later) * rng.random() ** 3)] for _ in range(count))
+        word = rng.choice(self.first) + "".join(later)
+        return word if word not in self.heldout else self.word(rng)
+
+
+_BEGINS = {"name": re.compile(r" [A-Z][a-z]+"), "word": re.compile(r" [a-z]{2,}")}
+
+
+def beginnings(tokenizer: Any, kind: str) -> Beginnings:
+    """Pieces that words of a kind (``name`` or ``word``) can be put together from, none of them a held-out word."""
+    pieces, text = told_pieces(tokenizer), _pieces(tokenizer)
+    return Beginnings(
+        [text[i].strip() for i in pieces.first if _BEGINS[kind].fullmatch(text[i])],
+        [text[i] for i in pieces.later if re.fullmatch("[a-z]{1,6}", text[i])],
+        frozenset(split_words(tokenizer, kind)["heldout"]),
+    )
+
+
 class Pieces(NamedTuple):
     """Token ids: of pieces that begin a word, and of those that go on one."""
 
