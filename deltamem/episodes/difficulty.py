@@ -30,6 +30,8 @@ class Difficulty:
         singles: relations that are no family's are in play instead, told and asked for in more words.
         natural: share of values that are what one would expect of their relation, where such are known; the others are
             any words.
+        longer: share of values that are words of several tokens that one would expect of their relation ("Misty"), where
+            such are known. All of them are held out.
         together: chance of each fact after the first to be told in one message with the one before.
         joined: chance of a fact that is told in one message with the one before to be told in one sentence with it.
         mentions: share of the turns of small talk that mention what could be a value, and tell nothing by it.
@@ -53,6 +55,7 @@ class Difficulty:
     families: bool = False
     singles: bool = False
     natural: float = 0.0
+    longer: float = 0.0
     together: float = 0.3
     joined: float = 0.0
     mentions: float = 0.0

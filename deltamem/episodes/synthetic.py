@@ -60,6 +60,7 @@ class SyntheticPeople:
         self.heldout_relations = [r for r in relations if r.heldout]
         sorts: dict[str, dict[str, list[str]]] = read_data("values.json")
         self._natural: dict[Split, dict[str, list[str]]] = {"train": {}, "heldout": {}}
+        self._longer: dict[str, list[str]] = {}
         self._likely: dict[str, list[str]] = {}
         for name, sort in sorts.items():
             # As with the names of people, the last ones are for held-out people; fewer, as there are few of them.
@@ -67,6 +68,7 @@ class SyntheticPeople:
             self._likely[name] = sort["values"][:last]
             for of in sort["of"]:
                 self._natural["train"][of], self._natural["heldout"][of] = sort["values"][:last], sort["values"][last:]
+                self._longer.setdefault(of, []).extend(sort.get("longer", ()))
         self.ordinary: dict[Split, list[str]] = read_data("ordinary.json")
         talk = read_data("small_talk.json")
         self.acknowledgements: list[str] = talk["acknowledgements"]
@@ -86,6 +88,13 @@ class SyntheticPeople:
         self._values = {kind: split_words(tokenizer, kind) for kind in ("name", "word")}
         if any(not words for splits in self._values.values() for words in splits.values()):
             raise DataError("this tokenizer has too few words that are single tokens for the built-in generator")
+
+    @cached_property
+    def longer(self) -> dict[str, list[str]]:
+        """Words of several tokens that one would expect of a relation, by its id; training never tells them."""
+        single = {w for splits in self._values.values() for words in splits.values() for w in words}
+        longer = {of: [w for w in words if w not in single] for of, words in self._longer.items()}
+        return {of: words for of, words in longer.items() if words}
 
     @cached_property
     def _beginnings(self) -> dict[str, Beginnings]:
@@ -168,6 +177,9 @@ class SyntheticPeople:
             value = self._value(rng, relation.kind, difficulty, values, taken)
             if difficulty.natural and rng.random() < difficulty.natural:
                 known = [v for v in self._natural[values].get(relation.id, ()) if v not in taken]
+                value = rng.choice(known) if known else value
+            if difficulty.longer and rng.random() < difficulty.longer:
+                known = [v for v in self.longer.get(relation.id, ()) if v not in taken]
                 value = rng.choice(known) if known else value
             taken.add(value)
             # Nobody says "My son is Tom and Anna.": what follows such an "and" is another sentence.

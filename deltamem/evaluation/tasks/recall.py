@@ -30,12 +30,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "two people": {"facts": _PLAIN, "difficulty": Difficulty(others=1.0)},
     "list of two": {"facts": 2, "difficulty": Difficulty(lists=1.0), "of_kind": "word"},
     "several tokens": {"facts": 2, "difficulty": Difficulty(long_values=1.0)},
+    "longer words": {"facts": 2, "difficulty": Difficulty(longer=1.0), "longer": True},
     "one sentence": {"facts": 2, "difficulty": Difficulty(together=1.0, joined=1.0)},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
 }
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
-name was told, and a cat's is asked for."""
+name was told, and a cat's is asked for. Several tokens are two words, or a made-up one; longer words are such as one would
+expect, as "Misty" and "Albuquerque", which tokenizers have in pieces."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
     "1 fact": (1, Difficulty(noted=1.0)),
     "2 facts": (2, Difficulty(noted=1.0, together=1.0)),
@@ -154,10 +156,14 @@ class _Builder:
         only: str = "",
         alike: bool = False,
         of_kind: str = "",
+        longer: bool = False,
     ) -> None:
         """Conversations for one figure."""
         name, rng = self._named(labels)
-        among = [r for r in self.people.relations if r.kind == of_kind] if of_kind else among
+        if of_kind:
+            among = [r for r in self.people.relations if r.kind == of_kind]
+        if longer:
+            among = [r for r in self.people.relations if r.id in self.people.longer]
         per_conversation = 1 if only else facts
         for number in range(-(-self._questions // per_conversation)):
             some = rng.sample(rng.choice(self._alike), 2) if alike else among
