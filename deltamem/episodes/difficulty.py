@@ -30,8 +30,8 @@ class Difficulty:
         singles: relations that are no family's are in play instead, told and asked for in more words.
         natural: share of values that are what one would expect of their relation, where such are known; the others are
             any words.
-        longer: share of values that are words of several tokens that one would expect of their relation ("Misty"), where
-            such are known. All of them are held out.
+        longer: share of values that are words of several tokens that one would expect of their relation ("Pixie"),
+            where such are known. All of them are held out.
         together: chance of each fact after the first to be told in one message with the one before.
         joined: chance of a fact that is told in one message with the one before to be told in one sentence with it.
         mentions: share of the turns of small talk that mention what could be a value, and tell nothing by it.

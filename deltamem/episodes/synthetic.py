@@ -203,10 +203,10 @@ class SyntheticPeople:
         pool = self._values[kind][split][: difficulty.pool]
         value = rng.choice(pool)
         if rng.random() < difficulty.long_values:
-            how = rng.random()
+            how, put_together = rng.random(), split == "train" and self._beginnings[kind].later
             if how < 0.5:
                 value = f"{value} {rng.choice(pool)}"
-            elif how < 0.65 or split == "heldout":
+            elif how < 0.65 or not put_together:
                 value = made_up(rng, kind)
             else:
                 value = self._beginnings[kind].word(rng)

@@ -37,7 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
 name was told, and a cat's is asked for. Several tokens are two words, or a made-up one; longer words are such as one would
-expect, as "Misty" and "Albuquerque", which tokenizers have in pieces."""
+expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
     "1 fact": (1, Difficulty(noted=1.0)),
     "2 facts": (2, Difficulty(noted=1.0, together=1.0)),
