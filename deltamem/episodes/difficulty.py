@@ -14,7 +14,8 @@ class Difficulty:
         facts: the most facts in one history.
         relations: how many relations are in play.
         small_talk: the most turns of small talk among the facts.
-        long_values: share of values of several tokens: two words, or one made-up word.
+        long_values: share of values of several tokens: two words, or one that is made up or, in training, put together
+            from pieces of the vocabulary.
         asked_before: share of histories in which one fact was asked about and answered already.
         corrections: share of facts that were told with another value before.
         unknown: share of episodes in which something never told is asked about as well.

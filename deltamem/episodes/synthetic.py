@@ -204,9 +204,9 @@ class SyntheticPeople:
         value = rng.choice(pool)
         if rng.random() < difficulty.long_values:
             how, put_together = rng.random(), split == "train" and self._beginnings[kind].later
-            if how < 0.5:
+            if how < (0.3 if put_together else 0.5):
                 value = f"{value} {rng.choice(pool)}"
-            elif how < 0.65 or not put_together:
+            elif how < 0.45 or not put_together:
                 value = made_up(rng, kind)
             else:
                 value = self._beginnings[kind].word(rng)

@@ -28,7 +28,7 @@ from deltamem.training.recorder import Recorder
 DIFFICULTY = Difficulty(
     facts=4,
     small_talk=2,
-    long_values=0.4,
+    long_values=0.5,
     corrections=0.2,
     unknown=0.25,
     noted=0.5,
