@@ -219,7 +219,7 @@ def main() -> None:
     }
     pools = {}
     for kind in ("name", "word"):
-        words = (form.text(" " + word) for word in people.values(kind, "heldout"))
+        words = (form.text(" " + word) for word in people.values.single(kind, "heldout"))
         tokens = {ids[0] for ids in words if len(ids) == 1} | {t.token for t in test if t.kind == kind}
         pools[kind] = torch.tensor(sorted(tokens))
     chats = [

@@ -32,7 +32,7 @@ SPLITS: tuple[Split, ...] = ("train", "heldout")
 
 def test_values_and_phrasings_are_split(people: SyntheticPeople) -> None:
     for kind in ("name", "word"):
-        train, heldout = (set(people.values(kind, s)) for s in ("train", "heldout"))  # type: ignore[arg-type]
+        train, heldout = (set(people.values.single(kind, s)) for s in ("train", "heldout"))  # type: ignore[arg-type]
         assert train and heldout and not train & heldout
     assert len({r.id for r in people.relations}) == len(people.relations) >= 40
     for relation in people.relations:

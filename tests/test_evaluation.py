@@ -302,17 +302,15 @@ def test_recall_asks_for_what_it_says() -> None:
     assert untold.items == by_label["kind", "never told"] and untold.slices == (("kind",),)
     people = SyntheticPeople(Words())
     seen = {q for r in people.relations for q in r.questions[:-1]}
+    heldout = [word for kind in ("name", "word") for word in people.values.single(kind, "heldout")]
     for item in by_label["new values", 1]:
-        assert any(q in item.question for q in seen) and item.value in people.values("name", "heldout") + people.values(
-            "word", "heldout"
-        )
-    trained = {v for sort in people._natural["train"].values() for v in sort}
-    likely = [
-        i
-        for i in by_label["likely values", 2]
-        if i.value in {v for s in people._natural["heldout"].values() for v in s}
-    ]
-    assert len(likely) >= 4 and not any(i.value in trained for i in likely)
+        assert any(q in item.question for q in seen) and item.value in heldout
+    expected = {
+        split: {v for r in people.relations for v in people.values.likely(r.id, split)}
+        for split in ("train", "heldout")
+    }
+    likely = [i for i in by_label["likely values", 2] if i.value in expected["heldout"]]
+    assert len(likely) >= 4 and not any(i.value in expected["train"] for i in likely)
     ways = {r.questions[0] for r in people.unusual["questions"]}
     assert all(item.question in ways for item in by_label["unusual words", "asked"])
     told = [task.histories[i.conversation][0].user for i in by_label["unusual words", "told"]]

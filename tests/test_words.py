@@ -58,13 +58,13 @@ def test_only_training_tells_words_put_together() -> None:
     training, heldout = told(people, "train"), told(people, "heldout")
     assert "Misty" in training
     assert any(" " in word for word in training)
-    goes_on = {f"{f}{n}" for f in people.values("name", "train") for n in ("y", "bert", "son")}
+    goes_on = {f"{f}{n}" for f in people.values.single("name", "train") for n in ("y", "bert", "son")}
     assert goes_on & training and not goes_on & heldout
 
 
 def test_longer_words_are_asked_for_where_they_fit_and_never_told_in_training() -> None:
     people, task = SyntheticPeople(Pieces()), recall_task(Pieces(), questions=40, parts=["longer words"])
-    known = {word for words in people.longer.values() for word in words}
+    known = {word for words in people.values.longer.values() for word in words}
     assert {item.value for item in task.items} <= known
     assert {tuple(item.labels.items()) for item in task.items} == {(("kind", "longer words"),)}
     hard = Difficulty(long_values=1.0, natural=0.5)
@@ -79,5 +79,5 @@ def test_a_word_that_is_one_token_is_no_longer_word() -> None:
             super().__init__()
             self.vocabulary += [" Albuquerque"]
 
-    assert "Albuquerque" in SyntheticPeople(Pieces()).longer["home"]
-    assert "Albuquerque" not in SyntheticPeople(Known()).longer["home"]
+    assert "Albuquerque" in SyntheticPeople(Pieces()).values.longer["home"]
+    assert "Albuquerque" not in SyntheticPeople(Known()).values.longer["home"]

@@ -18,8 +18,8 @@ from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.relation_data import families, read_data, singles, told_relations, unusual
 from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.sentences import in_one_sentence
-from deltamem.episodes.words import Beginnings, Split, beginnings, made_up, split_words
-from deltamem.errors import DataError
+from deltamem.episodes.values import Values
+from deltamem.episodes.words import Split
 
 _PAUSE = "..."
 """Stands where a value is not known."""
@@ -36,12 +36,13 @@ class SyntheticPeople:
     """Makes episodes, the same ones for the same random number generator.
 
     Args:
-        tokenizer: its single-token words are the values.
+        tokenizer: its words are the values.
 
     Raises:
         DataError: the tokenizer has too few such words.
 
     Attributes:
+        values: what is told of them.
         relations: those used for training.
         families: more of them, which differ in a noun alone; some say the same in other words.
         singles: those of `relations` that are no family's, in more words, and others of that sort.
@@ -52,23 +53,12 @@ class SyntheticPeople:
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+        self.values = Values(tokenizer)
         data, relations = read_data("relations.json"), told_relations()
         self.relations = [r for r in relations if not r.heldout]
         self.families = families()
         self.singles = singles(self.relations)
         self.heldout_relations = [r for r in relations if r.heldout]
-        sorts: dict[str, dict[str, list[str]]] = read_data("values.json")
-        self._natural: dict[Split, dict[str, list[str]]] = {"train": {}, "heldout": {}}
-        self._longer: dict[str, list[str]] = {}
-        self._likely: dict[str, list[str]] = {}
-        for name, sort in sorts.items():
-            # As with the names of people, the last ones are for held-out people; fewer, as there are few of them.
-            last = len(sort["values"]) * 4 // 5
-            self._likely[name] = sort["values"][:last]
-            for of in sort["of"]:
-                self._natural["train"][of], self._natural["heldout"][of] = sort["values"][:last], sort["values"][last:]
-                self._longer.setdefault(of, []).extend(sort.get("longer", ()))
         self.ordinary: dict[Split, list[str]] = read_data("ordinary.json")
         talk = read_data("small_talk.json")
         self.acknowledgements: list[str] = talk["acknowledgements"]
@@ -85,20 +75,6 @@ class SyntheticPeople:
         # The last third of the names is for held-out people.
         cut = len(data["people"]) * 2 // 3
         self._people: dict[Split, list[str]] = {"train": data["people"][:cut], "heldout": data["people"][cut:]}
-        self._values = {kind: split_words(tokenizer, kind) for kind in ("name", "word")}
-        if any(not words for splits in self._values.values() for words in splits.values()):
-            raise DataError("this tokenizer has too few words that are single tokens for the built-in generator")
-
-    @cached_property
-    def longer(self) -> dict[str, list[str]]:
-        """Words of several tokens that one would expect of a relation, by its id; training never tells them."""
-        single = {w for splits in self._values.values() for words in splits.values() for w in words}
-        longer = {of: [w for w in words if w not in single] for of, words in self._longer.items()}
-        return {of: words for of, words in longer.items() if words}
-
-    @cached_property
-    def _beginnings(self) -> dict[str, Beginnings]:
-        return {kind: beginnings(self._tokenizer, kind) for kind in ("name", "word")}
 
     @cached_property
     def unusual(self) -> dict[str, list[Relation]]:
@@ -106,10 +82,6 @@ class SyntheticPeople:
         of the ordinary, all of them held out.
         """
         return {what: unusual(self.relations, what) for what in ("statements", "questions")}
-
-    def values(self, kind: str, split: Split) -> list[str]:
-        """All values of a kind in a split that are one token."""
-        return self._values[kind][split]
 
     def talk(self, split: Split) -> list[Turn]:
         """Turns of small talk."""
@@ -174,17 +146,11 @@ class SyntheticPeople:
         told: list[Fact] = []
         taken: set[str] = set()
         for relation in rng.sample(relations, count):
-            value = self._value(rng, relation.kind, difficulty, values, taken)
-            if difficulty.natural and rng.random() < difficulty.natural:
-                known = [v for v in self._natural[values].get(relation.id, ()) if v not in taken]
-                value = rng.choice(known) if known else value
-            if difficulty.longer and rng.random() < difficulty.longer:
-                known = [v for v in self.longer.get(relation.id, ()) if v not in taken]
-                value = rng.choice(known) if known else value
+            value = self.values.told_of(rng, relation, difficulty, values, taken)
             taken.add(value)
             # Nobody says "My son is Tom and Anna.": what follows such an "and" is another sentence.
             if rng.random() < difficulty.lists and relation.kind == "word":
-                second = self._value(rng, relation.kind, difficulty, values, taken)
+                second = self.values.any(rng, relation.kind, difficulty, values, taken)
                 taken.add(second)
                 told.append(Fact(relation, f"{value} and {second}", is_list=True))
                 continue
@@ -193,26 +159,11 @@ class SyntheticPeople:
                 owner = self._anybody(rng, split)
                 if rng.random() < 0.5 and len(told) + 1 < count:
                     # The user has one as well: the two must be kept apart.
-                    mine = self._value(rng, relation.kind, difficulty, values, taken)
+                    mine = self.values.any(rng, relation.kind, difficulty, values, taken)
                     taken.add(mine)
                     told.append(Fact(relation, mine))
             told.append(Fact(relation, value, owner))
         return told[:count]
-
-    def _value(self, rng: random.Random, kind: str, difficulty: Difficulty, split: Split, taken: set[str]) -> str:
-        pool = self._values[kind][split][: difficulty.pool]
-        value = rng.choice(pool)
-        if rng.random() < difficulty.long_values:
-            how, put_together = rng.random(), split == "train" and self._beginnings[kind].later
-            if how < (0.3 if put_together else 0.5):
-                value = f"{value} {rng.choice(pool)}"
-            elif how < 0.45 or not put_together:
-                value = made_up(rng, kind)
-            else:
-                value = self._beginnings[kind].word(rng)
-        while value in taken:  # a longer one is free sooner or later, however small the pool
-            value = f"{value} {rng.choice(pool)}"
-        return value
 
     def _history(
         self, rng: random.Random, told: list[Fact], difficulty: Difficulty, split: Split, values: Split
@@ -222,7 +173,7 @@ class SyntheticPeople:
         taken = {fact.value for fact in told}
         before: list[Fact] = []
         for fact in corrected:
-            old = self._value(rng, fact.relation.kind, difficulty, values, taken)
+            old = self.values.any(rng, fact.relation.kind, difficulty, values, taken)
             taken.add(old)
             before.append(Fact(fact.relation, old, fact.owner))
         first = [fact for fact in told if fact not in corrected] + before
@@ -251,13 +202,13 @@ class SyntheticPeople:
         """
         said = {word for value in taken for word in value.split()}
         sort, turn = rng.choice(self._mentions)
-        words = self._likely.get(sort) or self._values[rng.choice(("name", "word"))]["train"]
+        words = self.values.of_sort(sort) or self.values.single(rng.choice(("name", "word")), "train")
         word = rng.choice([w for w in words if w not in said] or ["something"])
         return Turn(turn.user.replace("{v}", word), turn.reply.replace("{v}", word))
 
     def _told(self, rng: random.Random, relation: Relation) -> tuple[Fact, str]:
         """A fact of the training split, and a statement of it."""
-        fact = Fact(relation, rng.choice(self._values[relation.kind]["train"]))
+        fact = Fact(relation, rng.choice(self.values.single(relation.kind, "train")))
         return fact, fact.phrase(rng, relation.statements, "train").format(v=fact.value)
 
     def _statement(
@@ -345,8 +296,8 @@ class SyntheticPeople:
     def _any_fact(self, rng: random.Random, relation: Relation) -> Fact:
         """One of the training split, the user's own or somebody else's; half of the values are likely ones."""
         owner = self._anybody(rng, "train") if relation.possessed and rng.random() < _SOMEBODY_ELSES else None
-        likely = self._natural["train"].get(relation.id)
-        values = likely if likely and rng.random() < 0.5 else self._values[relation.kind]["train"]
+        likely = self.values.likely(relation.id, "train")
+        values = likely if likely and rng.random() < 0.5 else self.values.single(relation.kind, "train")
         return Fact(relation, rng.choice(values), owner)
 
     def _anybody(self, rng: random.Random, split: Split) -> str:
@@ -354,7 +305,7 @@ class SyntheticPeople:
         people = self._people[split]
         if split == "heldout" or rng.random() < 0.5:
             return rng.choice(people)
-        name = rng.choice(self._values["name"]["train"])
+        name = rng.choice(self.values.single("name", "train"))
         return rng.choice(people) if name in self._people["heldout"] else name
 
     def _question(self, rng: random.Random, fact: Fact, split: Split) -> str:

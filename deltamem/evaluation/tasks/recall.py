@@ -163,7 +163,7 @@ class _Builder:
         if of_kind:
             among = [r for r in self.people.relations if r.kind == of_kind]
         if longer:
-            among = [r for r in self.people.relations if r.id in self.people.longer]
+            among = [r for r in self.people.relations if r.id in self.people.values.longer]
         per_conversation = 1 if only else facts
         for number in range(-(-self._questions // per_conversation)):
             some = rng.sample(rng.choice(self._alike), 2) if alike else among
