@@ -25,9 +25,10 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.passes import Passes
 from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import build_bank
-from deltamem.training.places.draw import Drawing, Drawn
+from deltamem.training.places.draw import Drawing
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.start import start_from
+from deltamem.training.places.states import states_of
 from deltamem.training.places.tail import Tail
 from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.presets import PRESETS
@@ -43,19 +44,11 @@ def said_right(memory: DeltaMemory, bank: Bank, facts: int) -> tuple[float, floa
     """Share of value tokens said right, and how many tokens a history has."""
     drawn = Drawing(bank).histories(random.Random(facts), facts, max(12, HISTORIES // facts), 0.0, QUESTIONS)
     layers, tail = Stacked(delta_layers(memory)), Tail(memory)
-    states = written(layers, bank, drawn)
+    states = states_of(layers, bank, drawn)
     values = bank.values[drawn.places]
     places, rows, targets = drawn.places[values], drawn.rows[values], drawn.targets[values]
     bent = layers.bent(bank.places[:, places], bank.residuals[places], states, rows)
     return float((tail(bent).argmax(-1) == targets).float().mean()), float(drawn.valid.sum(1).float().mean())
-
-
-def written(layers: Stacked, bank: Bank, drawn: Drawn) -> torch.Tensor:
-    """The states that histories leave behind."""
-    told = drawn.told.flatten()
-    hidden = (bank.told[:, told], bank.before[:, told], bank.said(drawn.said.flatten()))
-    found_by, before, said = (h.float().unflatten(1, drawn.told.shape) for h in hidden)
-    return layers.written(found_by, before, said, drawn.valid)[0]
 
 
 def main() -> None:

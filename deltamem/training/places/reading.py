@@ -22,8 +22,9 @@ from deltamem.memory import DeltaMemory
 from deltamem.training.places.among import Among, some_among
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
-from deltamem.training.places.draw import Drawing, Drawn
+from deltamem.training.places.draw import Drawing
 from deltamem.training.places.stacked import Stacked
+from deltamem.training.places.states import states_of
 from deltamem.training.places.tail import Tail
 from deltamem.training.warm_start import delta_layers
 
@@ -95,7 +96,7 @@ class Asking:
         """
         bank, now = self._bank, Stacked(delta_layers(self._memory))
         drawn = self._drawing.histories(self._rng, self._rng.choice(_FACTS), _ROWS, _UNKNOWN, _PLACES)
-        states = self._written(drawn)
+        states = states_of(self._before, bank, drawn)
         told = (torch.rand(len(drawn.told), generator=self._generator) >= _EMPTY).to(states)
         some_told = states * told[:, None, None, None]
         some = self._any(bank.openings.shape[1], _OPENINGS)
@@ -127,21 +128,6 @@ class Asking:
             gates = torch.logit(now.read_gates(hidden.to(now.device)), eps=1e-6)
             loss = loss + _QUIET * F.softplus(gates - self._shut).mean()
         return loss
-
-    @torch.no_grad()
-    def _written(self, drawn: Drawn) -> Tensor:
-        """The states (layers, B, H, r, r); nothing that is trained is part of writing."""
-        bank, device = self._bank, self._before.device
-
-        def of(hidden: Tensor) -> Tensor:
-            found: Tensor = hidden.to(device).float().unflatten(1, drawn.told.shape)
-            return found
-
-        told = drawn.told.flatten()
-        before = of(bank.before[:, told]) if self._memory.config.keys == "pair" else None
-        said = of(bank.said(drawn.said.flatten()))
-        states, _ = self._before.written(of(bank.told[:, told]), before, said, drawn.valid.to(device))
-        return states
 
     def _any(self, there: int, count: int) -> Tensor:
         return torch.randint(there, (count,), generator=self._generator)
