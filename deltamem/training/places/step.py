@@ -107,7 +107,10 @@ class PlacesStep:
         sums: dict[str, float] = {}
         values = bank.values[drawn.places]
         told = _Asked(bank.places, bank.residuals, drawn.places, drawn.rows, drawn.targets)
-        loss = self._said(told, state, {"value": (values, 1.0), "rest": (~values, recipe.rest_weight)}, sums)
+        # Whether a value goes on is what the memory alone knows: among all that is said besides, it would count little.
+        ends = ~values & bank.values[(drawn.places - 1).clamp_min(0)]
+        rest = {"rest": (~values & ~ends, recipe.rest_weight), "end": (ends, recipe.rest_weight)}
+        loss = self._said(told, state, {"value": (values, 1.0), **rest}, sums)
         if len(some := lot.openings):
             rows = torch.arange(len(some)) % state.shape[1]
             begun = _Asked(bank.openings, bank.opening_residuals, some, rows, bank.opening_targets[some])
@@ -248,11 +251,12 @@ class PlacesStep:
 
     def _report(self, sums: dict[str, float], gates: float, overlap: float, values: int) -> dict[str, float]:
         recipe = self._recipe
-        names = ("right", "value", "start", "rest")
+        names = ("right", "value", "start", "rest", "end")
         own = torch.tensor([sums.get(name, 0.0) for name in names], device=self._passes.device)
         found = dict(zip(names, self._team.sum(own).tolist(), strict=True))
         right = found.pop("right")
-        loss = found["value"] + recipe.start_weight * found["start"] + recipe.rest_weight * found["rest"]
+        loss = found["value"] + recipe.start_weight * found["start"]
+        loss += recipe.rest_weight * (found["rest"] + found["end"])
         loss += recipe.ordinary_weight * sums["ordinary"] + recipe.addressing_weight * (gates + recipe.spread * overlap)
         ordinary = {"ordinary": sums["ordinary"], "gates": gates, "overlap": overlap, "loss": loss}
         return found | ordinary | {"accuracy": right / values if values else 0.0}
