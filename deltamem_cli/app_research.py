@@ -51,9 +51,16 @@ def train_adapter(
     stock: Annotated[int | None, typer.Option(min=0, help="Episodes besides, told and not asked (places).")] = None,
     key_steps: Annotated[int | None, typer.Option(min=0, help="Steps of keys alone before those (places).")] = None,
     say_steps: Annotated[int | None, typer.Option(min=0, help="Steps of values alone before those (places).")] = None,
+    gate_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of gates alone before those, with --from (places).")
+    ] = None,
     read_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of reading alone, after all others (places).")
     ] = None,
+    keep_writing: Annotated[
+        bool,
+        typer.Option("--keep-writing", help="Train reading alone: --from's profiles stay readable (places)."),
+    ] = False,
     vocabulary: Annotated[
         int | None, typer.Option(min=0, help="Times every word piece is told as a value (places).")
     ] = None,
@@ -162,7 +169,9 @@ def train_adapter(
         "stock": stock,
         "key_steps": key_steps,
         "say_steps": say_steps,
+        "gate_steps": gate_steps,
         "read_steps": read_steps,
+        "keep_writing": keep_writing or None,
         "vocabulary": vocabulary,
         "easy_steps": easy_steps,
         "made_up": made_up,

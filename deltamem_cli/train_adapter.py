@@ -138,8 +138,14 @@ def chosen_preset(options: TrainOptions) -> Any:
         recipe.setdefault("easy_steps", 0)
         recipe.setdefault("key_steps", 0)
         recipe.setdefault("say_steps", 0)
-    if recipe.get("steps") == 0 and not recipe.get("read_steps", preset.recipe.read_steps):
-        raise DataError("--steps 0 leaves nothing to train; give --read-steps, or more steps")
+    elif recipe.get("gate_steps") or recipe.get("keep_writing"):
+        raise DataError("--gate-steps and --keep-writing go on with an adapter; give --from")
+    written_anew = recipe.get("key_steps") or recipe.get("say_steps") or "rank" in options.config
+    if recipe.get("keep_writing") and written_anew:
+        raise DataError("--keep-writing leaves keys and values alone; leave out --key-steps, --say-steps and --rank")
+    alone = recipe.get("gate_steps") or recipe.get("read_steps", preset.recipe.read_steps)
+    if recipe.get("steps") == 0 and not alone:
+        raise DataError("--steps 0 leaves nothing to train; give --read-steps or --gate-steps, or more steps")
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")
     if "batch" in recipe and "questions" not in recipe:

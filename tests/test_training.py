@@ -64,12 +64,37 @@ def test_a_run_may_end_by_the_clock_and_the_rate_with_it() -> None:
     assert not Recipe(steps=100).over(99, 1e9)
 
 
-def test_what_is_read_weighs_the_same_with_any_rank() -> None:
+def options_of(**asked: Any) -> TrainOptions:
     given: dict[str, Any] = dict.fromkeys((f.name for f in fields(TrainOptions)), None)
+    return TrainOptions(**given | {"preset": "places", "data": [], "config": {}, "recipe": {}} | asked)
 
+
+@pytest.mark.parametrize(
+    ("start", "config", "recipe", "said"),
+    [
+        (None, {}, {"gate_steps": 5}, "give --from"),
+        (None, {}, {"keep_writing": True}, "give --from"),
+        ("x", {}, {"keep_writing": True, "key_steps": 5}, "leave out --key-steps"),
+        ("x", {"rank": 16}, {"keep_writing": True}, "--rank"),
+        ("x", {}, {"steps": 0, "read_steps": 0}, "leaves nothing to train"),
+    ],
+)
+def test_what_can_not_be_trained_is_refused(start: Any, config: Any, recipe: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        chosen_preset(options_of(start=start, config=config, recipe=recipe))
+
+
+def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
+    recipe = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "gate_steps": 9})).recipe
+    assert recipe.gate_steps == 9 and not recipe.keep_writing
+    recipe = chosen_preset(options_of(start="x", recipe={"keep_writing": True})).recipe
+    assert recipe.scale("memory_k_proj") == recipe.scale("memory_v_proj") == recipe.scale("beta_bias") == 0
+    assert recipe.scale("memory_q_proj") and recipe.scale("delta_o_proj") and recipe.scale("read_gate_proj")
+
+
+def test_what_is_read_weighs_the_same_with_any_rank() -> None:
     def scale(**config: Any) -> float:
-        options = TrainOptions(**given | {"preset": "places", "data": [], "config": config, "recipe": {}})
-        chosen: DeltaMemConfig = chosen_preset(options).config
+        chosen: DeltaMemConfig = chosen_preset(options_of(config=config)).config
         assert chosen.rank == config.get("rank", 8)
         return chosen.alpha / chosen.rank
 

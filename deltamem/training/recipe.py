@@ -45,8 +45,12 @@ class Recipe:
             them takes 2 MB.
         key_steps: steps in which keys and queries alone learn to find each other, before the first of those on places.
         say_steps: steps in which values, corrections and the base state alone learn to say what is read, after those.
+        gate_steps: steps in which write gates, and then read gates, alone learn to be open on all tokens of a value,
+            after those.
         read_steps: steps in which queries, read gates and the base state alone learn how replies begin and to read what
             is written, after all others, where corrections go to the last layer.
+        keep_writing: no step changes keys, values or write gates: what was written by the adapter a run began with
+            means the same to the one it leaves.
         vocabulary: how often each of the tokenizer's word pieces is told, in place of values of the bank, where
             corrections go to the last layer. Once takes 1.5 GB with 26 layers of smollm2-135m.
         easy_steps: in so many steps on places, the first, little is asked that was never told, and no more than a few
@@ -103,7 +107,9 @@ class Recipe:
     stock: int = 0
     key_steps: int = 0
     say_steps: int = 0
+    gate_steps: int = 0
     read_steps: int = 0
+    keep_writing: bool = False
     vocabulary: int = 0
     easy_steps: int = 0
     made_up: int = 0
@@ -129,6 +135,8 @@ class Recipe:
 
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""
+        if self.keep_writing and name.startswith(("memory_k", "memory_v", "beta", "lambda")):
+            return 0.0
         if name in ("memory_q_proj", "memory_k_proj"):
             return self.fitted_rate
         if name == "memory_v_proj":

@@ -86,11 +86,11 @@ def prepare(
     if preset.recipe.cached_steps and memory.config.writes_segments:
         raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
     recipe = preset.recipe
-    on_places = memory.config.corrections == "last" and (recipe.cached_steps > 0 or recipe.read_steps > 0)
+    on_places = memory.config.corrections == "last" and recipe.cached_steps + recipe.read_steps + recipe.gate_steps > 0
     if memory.config.keys == "pair" and not on_places:
         raise DataError("keys in pairs are learnt by steps on places alone; use --preset places")
     if not recipe.steps and not on_places:
-        raise DataError("--read-steps are for corrections to the last layer; give --steps as well")
+        raise DataError("--read-steps and --gate-steps are for corrections to the last layer; give --steps as well")
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; a backbone without dropout is the same in it

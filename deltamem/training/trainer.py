@@ -168,8 +168,11 @@ class Trainer:
                 self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory, self._preparing
             )
         step = TrainingStep(self.passes, recipe, ordinary, self.team)
-        to_finish = self._last_layer and recipe.read_steps > 0 and not self.finished
+        to_finish = self._last_layer and (recipe.read_steps > 0 or not recipe.steps) and not self.finished
         cached = self._cached_step(ordinary) if self.step < recipe.cached_steps or to_finish else None
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(group["scale"] > 0)
         while not recipe.over(self.step, self.seconds) and not (recipe.patience and self.since_best >= recipe.patience):
             if self.step >= recipe.cached_steps:
                 cached = None  # a bank takes gigabytes
@@ -183,7 +186,8 @@ class Trainer:
                 self.stopped = True
                 break
         if to_finish and not self.stopped and self._places is not None:
-            fit_reading(self.passes.memory, self._places, recipe.read_steps, recipe.seed, self._preparing)
+            if recipe.read_steps:
+                fit_reading(self.passes.memory, self._places, recipe.read_steps, recipe.seed, self._preparing)
             self.finished = True
         if self.step % recipe.save_every or self.finished:
             self.save()
@@ -206,9 +210,9 @@ class Trainer:
         if not self.step:
             if self._fit is not None:
                 self._fit(self.passes.memory, places, recipe.seed, self._preparing)
-            fit_alone(self.passes.memory, places, recipe, self._preparing)
+            fit_alone(self.passes, places, recipe, self._preparing)
         step = PlacesStep(self.passes, recipe, places, self.team)
-        self._places = step.bank if recipe.read_steps else None
+        self._places = step.bank if recipe.read_steps or not recipe.steps else None
         if self.step < recipe.cached_steps:
             step.draw_ahead(self.step, self._workers)
         return step

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.relation_data import told_relations
 from deltamem.episodes.synthetic import SyntheticPeople
@@ -20,6 +21,7 @@ from deltamem.training.fitting import stacked_weights
 from deltamem.training.places import start
 from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import build_bank
+from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
 from deltamem.training.places.reading import Asking, fit_reading
@@ -265,6 +267,46 @@ def test_reading_is_learnt_without_touching_what_is_written(passes: Passes, peop
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}
     assert set(said) == {"learning to read"}
+
+
+def test_gates_open_on_what_goes_on_a_value_and_stay_elsewhere(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", Difficulty(facts=2, long_values=1.0))
+    memory = passes.memory
+    bank = build_bank(passes, people, IDLE, 12)
+    memory.adapter.requires_grad_(True)
+    before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
+    later = sorted({t for f in bank.facts for b, t in zip(f.told, f.told[1:], strict=False) if t == b + 1})
+    asked_on = [p for f in bank.facts for p in bank.after_value(f) if bank.values[p]]
+    joining = {int(bank.told_ids[later[0]])}
+    held = [t for t in later if int(bank.told_ids[t]) in joining]
+    later = [t for t in later if t not in held and t - 1 not in held]
+
+    def gates() -> dict[str, torch.Tensor]:
+        stacked = Stacked(delta_layers(memory))
+        with torch.no_grad():
+            return {
+                "later": stacked.write_gates(bank.told[:, later].float()),
+                "joining": stacked.write_gates(bank.told[:, held].float()),
+                "other": stacked.write_gates(bank.other.float()),
+                "asked on": stacked.read_gates(bank.places[:, asked_on].float()),
+                "idle": stacked.read_gates(bank.idle.float()),
+            }
+
+    was, said = gates(), []
+    fit_gates(memory, bank, joining, 400, report=lambda what, _share: said.append(what))
+    now = gates()
+    moved = {name: float((now[name] - was[name]).abs().mean()) for name in was}
+    assert set(said) == {"opening gates on values"}
+    for opened, least in (("later", 0.85), ("asked on", 0.97)):
+        short = [(least - found[opened]).clamp_min(0).mean() for found in (was, now)]
+        assert short[0] > 0.01 and short[1] < 0.6 * short[0], opened
+    assert moved["joining"] < 0.05 and moved["other"] < 0.5 * moved["later"] and moved["idle"] < 0.5 * moved["asked on"]
+    changed = {name for name, tensor in memory.adapter.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert {name.rpartition(".")[2] for name in changed} == {
+        "beta_proj", "beta_bias", "read_gate_proj", "read_gate_bias",
+    }  # fmt: skip
 
 
 def test_learning_to_read_leaves_ordinary_talk_alone(passes: Passes, bank: Bank) -> None:

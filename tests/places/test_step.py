@@ -205,6 +205,49 @@ def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert moved <= {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"} and "base_state" in moved
 
 
+def test_gates_can_be_all_that_is_trained(tmp_path: Path) -> None:
+    people = few_people()
+    people.families, people.singles = [], people.relations
+    memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
+    before = {name: tensor.clone() for name, tensor in memory.adapter_tensors().items()}
+    recipe = Recipe(steps=0, cached_steps=0, bank=8, ordinary=1, reply_tokens=2, gate_steps=10)
+    passes, said = Passes(memory, ChatFormat.of(make_tokenizer())), []
+    trainer = Trainer(
+        passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
+    )
+    assert not list(trainer.run()) and said[-1] == "opening gates on values"
+    saved = load_file(tmp_path / NATIVE_FILE)
+    moved = {name.rpartition(".")[2] for name, tensor in saved.items() if not torch.equal(tensor, before[name])}
+    assert {"beta_proj", "read_gate_proj"} <= moved <= {"beta_proj", "beta_bias", "read_gate_proj", "read_gate_bias"}
+    said.clear()
+    again = Trainer(passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what))
+    again.resume()
+    assert not list(again.run()) and not said
+
+
+def test_what_writes_stays_where_that_is_asked_for(tmp_path: Path) -> None:
+    people = few_people()
+    people.families, people.singles = [], people.relations
+    memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
+    before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
+    recipe = Recipe(steps=6, cached_steps=6, bank=8, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
+                    reply_tokens=2, eval_every=200, save_every=3, learning_rate=1e-2, keep_writing=True)  # fmt: skip
+    passes = Passes(memory, ChatFormat.of(make_tokenizer()))
+    first = Trainer(passes, recipe, tmp_path, people, team=Team(cpu=True))
+    for report in first.run():
+        if report.step == 3:
+            first.stop()
+    halfway = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
+    again = Trainer(passes, recipe, tmp_path, people, team=Team(cpu=True))
+    again.resume()
+    assert [report.step for report in again.run()] == [4, 5, 6]
+    for found in (halfway, memory.adapter.state_dict()):
+        moved = {name.rpartition(".")[2] for name, tensor in found.items() if not torch.equal(tensor, before[name])}
+        assert moved == {
+            "memory_q_proj", "delta_o_proj", "base_state", "read_gate_proj", "read_gate_bias",
+        }  # fmt: skip
+
+
 def test_places_are_laid_out_by_row_and_back() -> None:
     rows = torch.tensor([2, 0, 2, 4, 0, 2])
     by_row = ByRow(rows, 6)

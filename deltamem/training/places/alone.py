@@ -1,17 +1,21 @@
-"""What is trained on its own before the first step on places: keys and queries, then what is said of what they find."""
+"""What is trained on its own before the first step on places: keys, what is said of what they find, gates."""
 
 from __future__ import annotations
 
-from deltamem.memory import DeltaMemory
+from deltamem.episodes.passes import Passes
 from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.keys import fit_keys
 from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.recipe import Recipe
 
 
-def fit_alone(memory: DeltaMemory, bank: Bank, recipe: Recipe, report: Report | None) -> None:
+def fit_alone(passes: Passes, bank: Bank, recipe: Recipe, report: Report | None) -> None:
     """Train them for as many steps as the recipe has; with none of them nothing is changed."""
+    memory = passes.memory
     if recipe.key_steps:
         fit_keys(memory, bank, recipe.key_steps, recipe.seed, report)
     if recipe.say_steps:
         fit_saying(memory, Saying(memory, bank), recipe.say_steps, recipe.seed, report)
+    if recipe.gate_steps:
+        fit_gates(memory, bank, passes.form.text(" and"), recipe.gate_steps, recipe.seed, report)
