@@ -36,6 +36,7 @@ _OURS = {
     "reads": "all",
     "corrections": "own",
     "keys": "own",
+    "own_share": 1.0,
     "base_state": False,
 }
 """Options that the published code does not know, and what leaves them out."""
@@ -99,6 +100,9 @@ class DeltaMemConfig:
         keys: what the key of a written token is made of: its ``own`` hidden state, or the ``pair`` of that and the one
             of the token written right before it, added up. What a place in a reply asks with is like the token before
             a value more than like the value. A short convolution, as linear attention has them; not in the paper.
+        own_share: with keys in pairs, what the key of a token's own hidden state counts for beside that of the token
+            before it, 0 to 1. At 1, the last token of what is said asks for itself as much as for what comes next,
+            and is said again ("Zainabab"). Not in the paper.
         base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
             empty state can be learned, and does not wear off. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
@@ -134,6 +138,7 @@ class DeltaMemConfig:
     reads: str = "all"
     corrections: str = "own"
     keys: str = "own"
+    own_share: float = 1.0
     base_state: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
@@ -180,6 +185,10 @@ class DeltaMemConfig:
             raise ConfigError("corrections last takes delta_heads [o] alone, without delta_o_rmsnorm")
         if self.keys == "pair" and self.writes_segments:
             raise ConfigError("keys pair is for memory_write_granularity token: a segment has no token before it")
+        if not 0 <= self.own_share <= 1:
+            raise ConfigError(f"own_share must lie between 0 and 1, not {self.own_share}")
+        if self.own_share != 1 and self.keys != "pair":
+            raise ConfigError("own_share is for keys pair: else a key is of the token's own hidden state alone")
         for name in ("read_gate_floor", "write_gate_floor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")

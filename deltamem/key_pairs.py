@@ -1,4 +1,5 @@
-"""Keys in pairs: the key of a written token is that of its own hidden state and of the token's before it, added up.
+"""Keys in pairs: the key of a written token is a share of that of its own hidden state and that of the token's before
+it, added up.
 
 Only a token that was written itself lends to the next one, so a message begins without, wherever its calls are cut.
 """
@@ -37,10 +38,12 @@ def lent(keys: Tensor, first: Tensor | None, there: Tensor | None) -> Tensor:
     return torch.cat([start[:, None], own[:, :-1]], dim=1)
 
 
-def paired(products: Tensor, added: Tensor) -> Tensor:
-    """`DeltaLayer.told_products` (B, T, n) with what is lent (B, T, H*r) added to the keys, which come first."""
+def paired(products: Tensor, added: Tensor, own_share: float) -> Tensor:
+    """`DeltaLayer.told_products` (B, T, n) with what is lent (B, T, H*r) added to `own_share` of the keys, which come
+    first.
+    """
     width = added.shape[-1]
-    return torch.cat([products[..., :width] + added, products[..., width:]], dim=-1)
+    return torch.cat([own_share * products[..., :width] + added, products[..., width:]], dim=-1)
 
 
 class Lending:

@@ -129,7 +129,8 @@ class DeltaLayer(nn.Module):
         told = told + self._told_bias()
         if self.config.keys == "pair":
             keys = told[..., :width]
-            told = paired(told, lend(keys) if lend is not None else lent(keys, None, None))
+            added = lend(keys) if lend is not None else lent(keys, None, None)
+            told = paired(told, added, self.config.own_share)
         return self._queries(raw, gate), told_of(self.config, told)
 
     def queries(self, x: Tensor) -> Tensor:
@@ -231,7 +232,7 @@ class DeltaLayer(nn.Module):
         if config.keys == "pair":
             width = len(self.memory_k_proj)
             added = lend(products[:, None, width : 2 * width])[:, 0]
-            products = torch.cat([products[:, :width], paired(products[:, width:], added)], -1)
+            products = torch.cat([products[:, :width], paired(products[:, width:], added, config.own_share)], -1)
         everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
         reads, state, gates = token_kernel(
             config,

@@ -309,7 +309,8 @@ class Runtime:
             products = layer.weights.told_products(hidden)
         assert self._call is not None
         if (lend := self._lend(i, self._call)) is not None:
-            products = paired(products, lend(products[..., : len(layer.weights.memory_k_proj)]))
+            keys = products[..., : len(layer.weights.memory_k_proj)]
+            products = paired(products, lend(keys), layer.weights.config.own_share)
         self._told.append((i, products))
         if len(self._told) * hidden.shape[0] * hidden.shape[1] >= MOST_TOKENS:
             self._write_told()

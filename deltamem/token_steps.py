@@ -176,6 +176,7 @@ class TokenSteps:
         raw = z[:, :width]
         if config.keys == "pair":
             self.lent = raw
+            raw = np.float32(config.own_share) * raw
             raw = raw if first is None else raw + first
         key, value = raw.reshape(count, heads, rank), z[:, width : 2 * width].reshape(count, heads, rank)
         if config.normalize_qk:

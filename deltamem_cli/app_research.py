@@ -121,6 +121,9 @@ def train_adapter(
     keys: Annotated[
         str | None, typer.Option(help="own: a key is made of its token; pair: of that and the token before it.")
     ] = None,
+    own_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="What its own token counts for in a key of a pair.")
+    ] = None,
     base_state: Annotated[
         bool | None, typer.Option("--base-state", help="Read a learned matrix together with the state.")
     ] = None,
@@ -158,6 +161,7 @@ def train_adapter(
         "reads": reads,
         "corrections": corrections,
         "keys": keys,
+        "own_share": own_share,
         "base_state": base_state,
         "target_layers": None if layers is None else layer_numbers(layers),
     }

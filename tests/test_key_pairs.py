@@ -19,7 +19,9 @@ SPLITS = [[9], [4, 5], [1, 7, 1], [1] * 9]
 
 
 def paired_memory(model: Any, **options: Any) -> DeltaMemory:
-    return make_memory(model, keys="pair", delta_heads=("o",), corrections="last", **options)
+    return make_memory(
+        model, **{"keys": "pair", "own_share": 0.5, "delta_heads": ("o",), "corrections": "last"} | options
+    )
 
 
 def fed(memory: DeltaMemory, tokens: torch.Tensor, split: list[int], **how: Any) -> torch.Tensor:
@@ -34,8 +36,9 @@ def fed(memory: DeltaMemory, tokens: torch.Tensor, split: list[int], **how: Any)
     return memory.state.tensor.clone()
 
 
-def test_the_state_is_what_the_definition_says(ids: Callable[..., torch.Tensor]) -> None:
-    memory = paired_memory(make_model())
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_the_state_is_what_the_definition_says(share: float, ids: Callable[..., torch.Tensor]) -> None:
+    memory = paired_memory(make_model(), own_share=share)
     tokens, written = ids(1, 9), torch.tensor([[0, 1, 1, 1, 0, 0, 1, 1, 1]]).bool()
     seen: dict[int, torch.Tensor] = {}
     stop = memory.watch(seen.__setitem__)
@@ -46,8 +49,8 @@ def test_the_state_is_what_the_definition_says(ids: Callable[..., torch.Tensor])
         state = torch.zeros(8, 8, dtype=torch.float64)
         for t in written[0].nonzero()[:, 0].tolist():
             before = x[t - 1] if t and written[0, t - 1] else torch.zeros_like(x[t])
-            key = torch.tanh(layer.memory_k_proj.double() @ (x[t] + before))  # type: ignore[operator]
-            key = key / key.norm()
+            key = torch.tanh(layer.memory_k_proj.double() @ (share * x[t] + before))  # type: ignore[operator]
+            key = key / key.norm().clamp_min(1e-12)
             value = layer.memory_v_proj.double() @ x[t]  # type: ignore[operator]
             beta = torch.sigmoid(layer.beta_proj.double() @ x[t] + layer.beta_bias.double())  # type: ignore[operator]
             state = (1 - beta)[:, None] * state + (beta * (value - state @ key))[:, None] * key
@@ -145,5 +148,8 @@ def test_gradient_checkpointing_changes_nothing(ids: Callable[..., torch.Tensor]
 
 
 def test_segments_have_no_token_before_them() -> None:
+    for config in ({"own_share": 0.5}, {"own_share": 1.5, "keys": "pair"}, {"own_share": -0.1, "keys": "pair"}):
+        with pytest.raises(ConfigError, match="own_share"):
+            DeltaMemConfig(**config)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="keys pair"):
         DeltaMemConfig(keys="pair", memory_write_granularity="message_mean")

@@ -14,7 +14,7 @@ from tests.conftest import make_memory, make_model
 OPTIONS: dict[str, dict[str, Any]] = {
     "as ours": {"state_update_mode": "no_lambda", "rankwise_gates": False, "read_gate": True, "write_gate_floor": 0.3},
     "published": {},
-    "keys in pairs": {"keys": "pair", "num_state_heads": 2, "rank": 4},
+    "keys in pairs": {"keys": "pair", "own_share": 0.5, "num_state_heads": 2, "rank": 4},
     "free lambda, heads": {"couple_lambda": False, "num_state_heads": 3, "rank": 4},
 }
 

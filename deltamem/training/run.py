@@ -31,7 +31,8 @@ from deltamem.training.trainer import Fit, Trainer
 
 CARD_FILE = "README.md"
 EXTENSIONS = ("base_state", "read_gate_floor", "write_gate_floor")
-"""Options that an adapter can be given which was trained without them; state heads and a larger rank are others."""
+"""Options that an adapter can be given which was trained without them; a share of its own in a key, state heads and a
+larger rank are others."""
 
 
 def prepare(
@@ -119,7 +120,7 @@ def prepare(
 
 
 def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
-    """The same memory with those `EXTENSIONS` that are wanted; a base state is empty at first.
+    """The same memory with those `EXTENSIONS` and the `own_share` that are wanted; a base state is empty at first.
 
     With more heads or a larger rank than there were, its weights are fresh: `put_heads_back` and `lengthen` are for
     when they are fitted. Corrections weigh what they did with any rank.
@@ -129,6 +130,7 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
             smaller, or can't be larger.
     """
     given = {name: getattr(wanted, name) or getattr(memory.config, name) for name in EXTENSIONS}
+    given["own_share"] = wanted.own_share if wanted.own_share != 1 else memory.config.own_share
     heads, had = wanted.num_state_heads, memory.config.num_state_heads
     if heads > 1:  # 1 is what nobody asked for
         given["num_state_heads"] = heads

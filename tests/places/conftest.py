@@ -37,7 +37,8 @@ def tokenizer() -> Any:
 
 @pytest.fixture(params=["own", "pair"])
 def passes(tokenizer: Any, request: pytest.FixtureRequest) -> Passes:
-    memory = make_memory(make_model().requires_grad_(False), num_state_heads=2, keys=request.param, **OPTIONS)
+    keys = {"keys": request.param, "own_share": 0.5 if request.param == "pair" else 1.0}
+    memory = make_memory(make_model().requires_grad_(False), num_state_heads=2, **keys, **OPTIONS)
     return Passes(memory, ChatFormat.of(tokenizer))
 
 

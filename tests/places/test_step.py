@@ -278,7 +278,7 @@ def test_layers_side_by_side_are_the_layers(passes: Passes) -> None:
         expected = torch.zeros_like(found)
         for i, layer in enumerate(layers):
             width = len(layer.memory_k_proj)
-            products = paired(layer.told_products(x[i]), before[i] @ layer.memory_k_proj.T)
+            products = paired(layer.told_products(x[i]), before[i] @ layer.memory_k_proj.T, layer.config.own_share)
             products[:, width : 2 * width] = said[i] @ layer.memory_v_proj.T
             torch.testing.assert_close(told[i], products)
             own = torch.cat([layer.read(x[i, None, None, n], states[i, None, row])[0] for n, row in enumerate(rows)])

@@ -51,7 +51,9 @@ class Stacked:
         made = [self._product(found_by, proj) + self._all(bias)[:, None] for proj, bias in gates]
         keys, values = self._product(found_by, "memory_k_proj"), self.values(said)
         products = torch.cat([keys, values, *made], dim=-1)
-        return products if before is None else paired(products, self._product(before, "memory_k_proj"))
+        if before is None:
+            return products
+        return paired(products, self._product(before, "memory_k_proj"), self.config.own_share)
 
     def written(self, found_by: Tensor, before: Tensor | None, said: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """What histories leave behind: states (layers, B, H, r, r), and `told_products` (layers, B, T, n).
