@@ -147,9 +147,16 @@ def test_gradient_checkpointing_changes_nothing(ids: Callable[..., torch.Tensor]
         torch.testing.assert_close(gradients[1][name], plain, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.parametrize("config", [{}, {"keys": "pair"}], ids=str)
+@pytest.mark.parametrize("share", [0.5, 1.5, -0.1])
+def test_a_share_is_of_a_key_of_a_pair(config: dict[str, Any], share: float) -> None:
+    if config and 0 <= share <= 1:
+        assert DeltaMemConfig(own_share=share, **config).to_dict()["own_share"] == share
+        return
+    with pytest.raises(ConfigError, match="own_share"):
+        DeltaMemConfig(own_share=share, **config)
+
+
 def test_segments_have_no_token_before_them() -> None:
-    for config in ({"own_share": 0.5}, {"own_share": 1.5, "keys": "pair"}, {"own_share": -0.1, "keys": "pair"}):
-        with pytest.raises(ConfigError, match="own_share"):
-            DeltaMemConfig(**config)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="keys pair"):
         DeltaMemConfig(keys="pair", memory_write_granularity="message_mean")
