@@ -1,5 +1,7 @@
-"""Keys in pairs: the key of a written token is a share of that of its own hidden state and that of the token's before
-it, added up.
+"""Keys in pairs: the key of a written token is that of its own hidden state and of the token's before it, added up.
+
+Where the token before belongs to a value as well, its own may count for less (`own_share`), by how far that one's write
+gate stands open. So a token lends its gate beside its key.
 
 Only a token that was written itself lends to the next one, so a message begins without, wherever its calls are cut.
 """
@@ -11,8 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from deltamem.config import DeltaMemConfig
+
 Lend = Callable[[Tensor], Tensor]
-"""Given keys (B, T, H*r) before they are normalised, what each is lent by the token before it, of the same shape."""
+"""Given what tokens lend (B, T, n), see `lendable`: what each is lent by the one before it, of the same shape."""
 
 
 def writes(valid: Tensor | None, written: Tensor | None) -> Tensor | None:
@@ -26,24 +30,45 @@ def lent(keys: Tensor, first: Tensor | None, there: Tensor | None) -> Tensor:
     """What each token is lent by the one before it.
 
     Args:
-        keys: (B, T, H*r), before they are normalised.
-        first: (B, H*r), lent to the first token; None for nothing.
+        keys: (B, T, n), what each lends.
+        first: (B, n), lent to the first token; None for nothing.
         there: (B, T), false for tokens that lend nothing; None for none of them.
 
     Returns:
-        (B, T, H*r).
+        (B, T, n).
     """
     own = keys if there is None else keys * there[..., None]
     start = torch.zeros_like(keys[:, 0]) if first is None else first.to(keys)
     return torch.cat([start[:, None], own[:, :-1]], dim=1)
 
 
-def paired(products: Tensor, added: Tensor, own_share: float) -> Tensor:
-    """`DeltaLayer.told_products` (B, T, n) with what is lent (B, T, H*r) added to `own_share` of the keys, which come
-    first.
+def lent_width(config: DeltaMemConfig) -> int:
+    """How many numbers a token lends: its key's, and one for its write gates where those count."""
+    return config.num_state_heads * config.rank + (config.own_share < 1)
+
+
+def lendable(config: DeltaMemConfig, keys: Tensor, gates: Tensor) -> Tensor:
+    """What tokens lend, (..., n).
+
+    Args:
+        config: of the adapter.
+        keys: (..., H*r), before they are normalised.
+        gates: (..., H or H*r), of writing, before they are opened or shut.
     """
-    width = added.shape[-1]
-    return torch.cat([own_share * products[..., :width] + added, products[..., width:]], dim=-1)
+    if config.own_share == 1:
+        return keys
+    opened, floor = torch.sigmoid(gates.detach()), config.write_gate_floor
+    above = ((opened - floor) / (1 - floor)).clamp_min(0)
+    return torch.cat([keys, above.mean(-1, keepdim=True)], dim=-1)
+
+
+def paired(config: DeltaMemConfig, products: Tensor, added: Tensor) -> Tensor:
+    """`DeltaLayer.told_products` (..., n) with what is lent (..., m) added to the keys, which come first."""
+    width = config.num_state_heads * config.rank
+    keys, rest = products[..., :width], products[..., width:]
+    if config.own_share < 1:
+        keys = keys * (1 - (1 - config.own_share) * added[..., width:])
+    return torch.cat([keys + added[..., :width], rest], dim=-1)
 
 
 class Lending:
@@ -67,17 +92,17 @@ class Lending:
         return found
 
     def get(self, layer: int, like: Tensor) -> Tensor | None:
-        """What is lent to the first tokens of a call, (B, H*r), of the batch and on the device of `like` (B, ...)."""
+        """What is lent to the first tokens of a call, (B, n), of the batch and on the device of `like` (B, ...)."""
         held = self._held[layer]
         return held if held is not None and (len(held), held.device) == (len(like), like.device) else None
 
     def given(self, like: Tensor) -> Tensor | None:
-        """`get` of all layers, (layers, B, H*r); None where one has nothing."""
+        """`get` of all layers, (layers, B, n); None where one has nothing."""
         held = [found for i in range(len(self._held)) if (found := self.get(i, like)) is not None]
         return torch.stack(held) if len(held) == len(self._held) else None
 
     def keep(self, layer: int, last: Tensor) -> None:
-        """Keep what the last tokens of a call lend, (B, H*r)."""
+        """Keep what the last tokens of a call lend, (B, n)."""
         held = self._held[layer]
         if held is None or held.shape != last.shape or held.device != last.device:
             with torch.inference_mode(False):
@@ -95,7 +120,7 @@ class Lending:
                     held.zero_()
 
     def expect(self, nothing: Tensor) -> None:
-        """A recorded call may lend something without this being seen; `nothing` (B, H*r) is what it finds at first."""
+        """A recorded call may lend something without this being seen; `nothing` (B, n) is what it finds at first."""
         for layer in range(len(self._held)):
             if self.get(layer, nothing) is None:
                 self.keep(layer, nothing)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deltamem.config import PROJECTIONS, DeltaMemConfig
-from deltamem.key_pairs import Lend, lent, paired, writes
+from deltamem.key_pairs import Lend, lendable, lent, paired, writes
 from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask_gates, uses_token_kernel
 
 UNIT_EPS = 1e-6
@@ -128,10 +128,19 @@ class DeltaLayer(nn.Module):
         raw, told, gate = products.split([width, products.shape[-1] - width - gates, gates], -1)
         told = told + self._told_bias()
         if self.config.keys == "pair":
-            keys = told[..., :width]
-            added = lend(keys) if lend is not None else lent(keys, None, None)
-            told = paired(told, added, self.config.own_share)
+            lends = self._lends(told)
+            told = paired(self.config, told, lend(lends) if lend is not None else lent(lends, None, None))
         return self._queries(raw, gate), told_of(self.config, told)
+
+    def lend_to(self, products: Tensor, lend: Lend) -> Tensor:
+        """`told_products` (B, T, n) with what is lent in them, where keys are in pairs."""
+        return paired(self.config, products, lend(self._lends(products)))
+
+    def _lends(self, products: Tensor, bias: Tensor | None = None) -> Tensor:
+        """What tokens lend, of `told_products`; `bias` is for those that have none on their gates yet."""
+        width, gates = len(self.memory_k_proj), len(self.beta_bias)
+        raw = products[..., 2 * width : 2 * width + gates]
+        return lendable(self.config, products[..., :width], raw if bias is None else raw + bias)
 
     def queries(self, x: Tensor) -> Tensor:
         """Queries alone, (B, T, H, r), for a call that only reads."""
@@ -231,8 +240,9 @@ class DeltaLayer(nn.Module):
         products = F.linear(x[:, 0].to(self.memory_q_proj.dtype), torch.cat(self._projections()))
         if config.keys == "pair":
             width = len(self.memory_k_proj)
-            added = lend(products[:, None, width : 2 * width])[:, 0]
-            products = torch.cat([products[:, :width], paired(products[:, width:], added, config.own_share)], -1)
+            told = products[:, width:]
+            added = lend(self._lends(told, self.beta_bias)[:, None])[:, 0]
+            products = torch.cat([products[:, :width], paired(config, told, added)], -1)
         everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
         reads, state, gates = token_kernel(
             config,

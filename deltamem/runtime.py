@@ -20,7 +20,7 @@ from torch import Tensor
 from deltamem.attach import AttentionSite
 from deltamem.call import Call, Directions
 from deltamem.errors import StateError
-from deltamem.key_pairs import Lend, Lending, lent, paired, writes
+from deltamem.key_pairs import Lend, Lending, lent, lent_width, writes
 from deltamem.layer import DeltaLayer
 from deltamem.side_by_side import MOST_TOKENS, write_side_by_side
 from deltamem.token_steps import TokenSteps
@@ -125,7 +125,7 @@ class Runtime:
                 own.copy_(layer.state)
                 layer.state = own
         if self._lending is not None:
-            self._lending.expect(first.new_zeros(len(first), self._shape[0] * self._shape[1]))
+            self._lending.expect(first.new_zeros(len(first), lent_width(self._layers[0].weights.config)))
         return self._pinned
 
     def settle(self) -> None:
@@ -309,8 +309,7 @@ class Runtime:
             products = layer.weights.told_products(hidden)
         assert self._call is not None
         if (lend := self._lend(i, self._call)) is not None:
-            keys = products[..., : len(layer.weights.memory_k_proj)]
-            products = paired(products, lend(keys), layer.weights.config.own_share)
+            products = layer.weights.lend_to(products, lend)
         self._told.append((i, products))
         if len(self._told) * hidden.shape[0] * hidden.shape[1] >= MOST_TOKENS:
             self._write_told()

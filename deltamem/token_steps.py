@@ -35,7 +35,7 @@ class TokenSteps:
 
     Attributes:
         states: (L, H, r, r); None while the layers' own states count.
-        lent: (L, H*r), what the last token lends to the key of the next, with keys in pairs; None for nothing.
+        lent: (L, n), what the last token lends to the key of the next, with keys in pairs; None for nothing.
     """
 
     def __init__(self, layers: Sequence[DeltaLayer]) -> None:
@@ -173,19 +173,21 @@ class TokenSteps:
         config, (heads, rank) = self._config, self._heads
         width, count = heads * rank, len(seen)
         z = (self._writing @ np.stack(seen)[..., None])[..., 0]  # (L, rows)
-        raw = z[:, :width]
+        raw, at = z[:, :width], 2 * width + self._beta_bias.shape[1]
+        beta = _sigmoid(z[:, 2 * width : at] + self._beta_bias).reshape(count, heads, -1)
+        if floor := config.write_gate_floor:
+            beta = np.maximum(beta - np.float32(floor), 0) / np.float32(1 - floor)
         if config.keys == "pair":
             self.lent = raw
-            raw = np.float32(config.own_share) * raw
-            raw = raw if first is None else raw + first
+            if config.own_share < 1:
+                self.lent = np.concatenate([raw, beta.mean((1, 2))[:, None]], axis=1)
+                own = 1 if first is None else 1 - np.float32(1 - config.own_share) * first[:, width:]
+                raw = own * raw
+            raw = raw if first is None else raw + first[:, :width]
         key, value = raw.reshape(count, heads, rank), z[:, width : 2 * width].reshape(count, heads, rank)
         if config.normalize_qk:
             key = np.tanh(key)
             key = key / np.maximum(np.sqrt((key * key).sum(-1, keepdims=True)), np.float32(UNIT_EPS))
-        at = 2 * width + self._beta_bias.shape[1]
-        beta = _sigmoid(z[:, 2 * width : at] + self._beta_bias).reshape(count, heads, -1)
-        if floor := config.write_gate_floor:
-            beta = np.maximum(beta - np.float32(floor), 0) / np.float32(1 - floor)
         kept, erase = self.states, beta
         if config.state_update_mode != "no_lambda":
             lam = 1 - beta

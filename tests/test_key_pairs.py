@@ -48,8 +48,11 @@ def test_the_state_is_what_the_definition_says(share: float, ids: Callable[..., 
         x = seen[i][0].double()
         state = torch.zeros(8, 8, dtype=torch.float64)
         for t in written[0].nonzero()[:, 0].tolist():
-            before = x[t - 1] if t and written[0, t - 1] else torch.zeros_like(x[t])
-            key = torch.tanh(layer.memory_k_proj.double() @ (share * x[t] + before))  # type: ignore[operator]
+            follows = bool(t and written[0, t - 1])
+            before = x[t - 1] if follows else torch.zeros_like(x[t])
+            gate = torch.sigmoid(layer.beta_proj.double() @ before + layer.beta_bias.double())  # type: ignore[operator]
+            own = 1 - (1 - share) * (gate.mean() if follows else 0)
+            key = torch.tanh(layer.memory_k_proj.double() @ (own * x[t] + before))  # type: ignore[operator]
             key = key / key.norm().clamp_min(1e-12)
             value = layer.memory_v_proj.double() @ x[t]  # type: ignore[operator]
             beta = torch.sigmoid(layer.beta_proj.double() @ x[t] + layer.beta_bias.double())  # type: ignore[operator]

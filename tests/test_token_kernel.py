@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from deltamem import DeltaMemConfig
-from deltamem.key_pairs import lent
+from deltamem.key_pairs import lent, lent_width
 from deltamem.layer import DeltaLayer
 from tests.test_token_steps import CONFIGS
 
@@ -29,7 +29,7 @@ def test_a_token_is_what_the_layer_says(name: str, monkeypatch: pytest.MonkeyPat
         state = torch.randn(3, config.num_state_heads, config.rank, config.rank)
         valid = torch.tensor([[True], [True], [False]])
         written = torch.tensor([[True], [False], [True]])
-        lend = partial(lent, first=torch.randn(3, config.num_state_heads * config.rank), there=None)
+        lend = partial(lent, first=torch.randn(3, lent_width(config)), there=None)
         found: list[list[torch.Tensor]] = []
         for uses in (False, True):
             monkeypatch.setattr("deltamem.layer.uses_token_kernel", lambda *_, uses=uses: uses)

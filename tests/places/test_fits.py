@@ -200,7 +200,7 @@ def test_how_well_keys_are_found_is_measured_by_head(passes: Passes, people: Syn
     weights = stacked_weights(passes.memory)
     squares: dict[tuple[int, int], list[float]] = {}
     with torch.no_grad():
-        keys = weights.unit(weights.key, telling(bank, named.told, passes.memory.config.own_share))
+        keys = weights.unit(weights.key, telling(bank, named.told))
         queries = weights.unit(weights.query, bank.places[:, named.asked].float())
         for n, told in enumerate(named.told_about.tolist()):
             for m, asked in enumerate(named.asked_about.tolist()):

@@ -19,8 +19,8 @@ from deltamem.episodes.batches import read_batch, write_batch
 from deltamem.episodes.impersonal import Impersonal
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
-from deltamem.key_pairs import paired
-from deltamem.layer import told_of
+from deltamem.key_pairs import lendable
+from deltamem.layer import DeltaLayer, told_of
 from deltamem.training.made_up import TALK_FILE
 from deltamem.training.ordinary import REPLIES_FILE
 from deltamem.training.places.bank import Bank
@@ -259,6 +259,12 @@ def test_places_are_laid_out_by_row_and_back() -> None:
     assert not laid[1].any() and not laid[4, 1:].any()
 
 
+def lends(layer: DeltaLayer, before: torch.Tensor) -> torch.Tensor:
+    """What the tokens before lend, by the layer's own weights."""
+    gates = before @ layer.beta_proj.T + layer.beta_bias
+    return lendable(layer.config, before @ layer.memory_k_proj.T, gates)
+
+
 def test_layers_side_by_side_are_the_layers(passes: Passes) -> None:
     layers = delta_layers(passes.memory)
     config = passes.memory.config
@@ -278,7 +284,7 @@ def test_layers_side_by_side_are_the_layers(passes: Passes) -> None:
         expected = torch.zeros_like(found)
         for i, layer in enumerate(layers):
             width = len(layer.memory_k_proj)
-            products = paired(layer.told_products(x[i]), before[i] @ layer.memory_k_proj.T, layer.config.own_share)
+            products = layer.lend_to(layer.told_products(x[i]), lambda _, i=i, layer=layer: lends(layer, before[i]))
             products[:, width : 2 * width] = said[i] @ layer.memory_v_proj.T
             torch.testing.assert_close(told[i], products)
             own = torch.cat([layer.read(x[i, None, None, n], states[i, None, row])[0] for n, row in enumerate(rows)])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from deltamem.key_pairs import paired
+from deltamem.key_pairs import lendable, paired
 from deltamem.layer import DeltaLayer, read_gate_above, unit
 from deltamem.side_by_side import write_side_by_side
 from deltamem.training.places.by_row import ByRow
@@ -53,7 +53,10 @@ class Stacked:
         products = torch.cat([keys, values, *made], dim=-1)
         if before is None:
             return products
-        return paired(products, self._product(before, "memory_k_proj"), self.config.own_share)
+        opening = self._product(before, "beta_proj") + self._all("beta_bias")[:, None]
+        # Where nothing was written before, hidden states are zeros.
+        opening = opening.masked_fill(~before.any(-1, keepdim=True), -torch.inf)
+        return paired(self.config, products, lendable(self.config, self._product(before, "memory_k_proj"), opening))
 
     def written(self, found_by: Tensor, before: Tensor | None, said: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """What histories leave behind: states (layers, B, H, r, r), and `told_products` (layers, B, T, n).

@@ -83,7 +83,7 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
         if report is not None:
             report("fitting keys", i / len(layers))
         keys, queries = agreeing(
-            telling(bank, named.told, layer.config.own_share, i),
+            telling(bank, named.told, i),
             named.told_about,
             bank.places[i][named.asked].float(),
             named.asked_about,
@@ -113,7 +113,7 @@ def found(memory: DeltaMemory, bank: Bank, named: Named, seed: int = 0) -> Cosin
     names = rng.sample(both, min(_COMPARED, len(both)))
     weights = stacked_weights(memory)
     one_told, one_asked = (one_each(rng, where, names) for where in (told, asked))
-    keys = weights.unit(weights.key, telling(bank, one_told, memory.config.own_share).to(weights.key))
+    keys = weights.unit(weights.key, telling(bank, one_told).to(weights.key))
     queries = weights.unit(weights.query, bank.places[:, one_asked].to(weights.query))
     match = torch.einsum("lqhr,lkhr->lhqk", queries, keys).flatten(0, 1)
     mean, others = match.mean(0), ~torch.eye(len(names), dtype=torch.bool, device=match.device)
@@ -171,11 +171,14 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, cosines: Cosines, seed: int, 
     descend(weights, loss, _SAYING_STEPS, "learning to say what is read", report, rates=rates)
 
 
-def telling(bank: Bank, told: Tensor, own_share: float, layer: int | slice = slice(None)) -> Tensor:
-    """What keys of told tokens (n,) are made of, in a layer (n, hidden size) or in all (layers, n, hidden size)."""
+def telling(bank: Bank, told: Tensor, layer: int | slice = slice(None)) -> Tensor:
+    """What keys of told tokens (n,) are made of, in a layer (n, hidden size) or in all (layers, n, hidden size).
+
+    As if the own token counted in full everywhere: how far write gates will stand open is not known yet.
+    """
     own = bank.told[layer][..., told, :].float()
     # Where keys are made of a token alone there is nothing before it.
-    return own_share * own + bank.before[layer][..., told, :].float() if bank.before.shape[1] else own
+    return own + bank.before[layer][..., told, :].float() if bank.before.shape[1] else own
 
 
 Name = tuple[Topic, int | None]
