@@ -100,9 +100,9 @@ class DeltaMemConfig:
         keys: what the key of a written token is made of: its ``own`` hidden state, or the ``pair`` of that and the one
             of the token written right before it, added up. What a place in a reply asks with is like the token before
             a value more than like the value. A short convolution, as linear attention has them; not in the paper.
-        own_share: with keys in pairs, what the key of a token's own hidden state counts for beside that of the token
-            before it, 0 to 1. At 1, the last token of what is said asks for itself as much as for what comes next,
-            and is said again ("Zainabab"). Not in the paper.
+        own_share: with keys in pairs, what the key of a token's own hidden state counts for, 0 to 1, where the write
+            gate of the token before it stands open; where that is shut it counts in full. At 1, the last token of a
+            value asks for itself as much as for what comes next, and is said again ("Zainabab"). Not in the paper.
         base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
             empty state can be learned, and does not wear off. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.

@@ -122,7 +122,7 @@ def train_adapter(
         str | None, typer.Option(help="own: a key is made of its token; pair: of that and the token before it.")
     ] = None,
     own_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="What its own token counts for in a key of a pair.")
+        float | None, typer.Option(min=0, max=1, help="What its own token counts for in a key within a value.")
     ] = None,
     base_state: Annotated[
         bool | None, typer.Option("--base-state", help="Read a learned matrix together with the state.")

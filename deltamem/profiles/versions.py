@@ -144,8 +144,8 @@ def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, conf
     Args:
         store: where the profile is.
         name: of it.
-        adapter: name of the other one, of which the caller knows that it reads what was written. What its own token
-            counts for in a key may be another: keys of smollm2-135m-v15 and v16 have a cosine of 0.96.
+        adapter: name of the other one, of which the caller knows that it reads what was written. `own_share` may be
+            another: that changes keys within a value alone.
         fingerprint: of that.
         config: its live options.
 
