@@ -183,7 +183,8 @@ def test_an_adapter_takes_the_profiles_of_those_that_write_as_it_does() -> None:
         for earlier in entry.reads:
             assert takes_over(name, earlier) == newer_adapter(name, earlier) == entry.adapter
             (ours, mine), (theirs, before) = load_adapter(entry.adapter), load_adapter(earlier)
-            assert ours == theirs and mine.keys() == before.keys()
+            # It changes keys within a value alone.
+            assert replace(ours, own_share=theirs.own_share) == theirs and mine.keys() == before.keys()
             for key in mine:
                 if key.rpartition(".")[2].startswith(("memory_k", "memory_v")):
                     assert torch.equal(mine[key], before[key]), key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
+from deltamem.episodes.words import Beginnings
 from deltamem.training.places.bank import Bank
-from deltamem.training.places.builder import build_bank
+from deltamem.training.places.builder import DIFFICULTY, build_bank
 from tests.conftest import make_memory, make_model, make_tokenizer
 from tests.test_training import Words, few_people
 
@@ -56,3 +58,10 @@ def bank(passes: Passes, people: SyntheticPeople) -> Bank:
 def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """So small a backbone says its few tokens after fewer steps."""
     monkeypatch.setattr("deltamem.training.places.start._SAYING_STEPS", 200)
+
+
+@pytest.fixture(autouse=True)
+def short_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So small a backbone learns no words put together from single letters; `tests/test_words.py` has those."""
+    monkeypatch.setattr("deltamem.episodes.values.beginnings", lambda *_: Beginnings([], [], frozenset()))
+    monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", replace(DIFFICULTY, long_values=0.4))
