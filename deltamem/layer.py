@@ -128,8 +128,7 @@ class DeltaLayer(nn.Module):
         raw, told, gate = products.split([width, products.shape[-1] - width - gates, gates], -1)
         told = told + self._told_bias()
         if self.config.keys == "pair":
-            lends = self._lends(told)
-            told = paired(self.config, told, lend(lends) if lend is not None else lent(lends, None, None))
+            told = self.lend_to(told, lend or partial(lent, first=None, there=None))
         return self._queries(raw, gate), told_of(self.config, told)
 
     def lend_to(self, products: Tensor, lend: Lend) -> Tensor:

@@ -96,11 +96,10 @@ class Values:
 
     def _long(self, rng: random.Random, kind: str, word: str, pool: list[str], split: Split) -> str:
         """Two words, or one of several tokens. Most names that people have are, so in training most of them are."""
-        how, pieces = rng.random(), self._beginnings[kind]
-        put_together = split == "train" and bool(pieces.later)
+        how, put_together = rng.random(), split == "train" and bool(self._beginnings[kind].later)
         if how < (0.3 if put_together else 0.5):
             return f"{word} {rng.choice(pool)}"
-        return pieces.word(rng) if put_together and how > 0.45 else made_up(rng, kind)
+        return self._beginnings[kind].word(rng) if put_together and how > 0.45 else made_up(rng, kind)
 
 
 def _other(rng: random.Random, words: list[str], taken: Collection[str]) -> str:

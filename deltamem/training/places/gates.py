@@ -85,7 +85,8 @@ def fit_gates(
         kinds.append((_READ, Stacked.read_gates, _read(bank)))
     for names, gates, every in kinds:
         weights = [getattr(layer, name) for layer in layers for name in names]
-        loss = partial(_loss, layers, before, gates, every, generator)
+        spread = every[0].hidden[:, :_SPREAD].float().std(dim=(1, 2))[:, None, None].to(before.device)
+        loss = partial(_loss, layers, before, gates, every, spread, generator)
         descend(weights, loss, steps, "opening gates on values", report, rates=[_RATE] * len(weights))
 
 
@@ -94,10 +95,10 @@ def _loss(
     before: Stacked,
     gates: Callable[[Stacked, Tensor], Tensor],
     every: Sequence[_Some],
+    spread: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
     now, loss = Stacked(layers), torch.zeros((), device=before.device)
-    spread = every[0].hidden[:, :_SPREAD].float().std(dim=(1, 2))[:, None, None].to(before.device)
     for some in every:
         hidden = some.draw(generator).to(before.device).float()
         wanted = some.wanted(gates(before, hidden))

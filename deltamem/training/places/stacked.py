@@ -53,10 +53,15 @@ class Stacked:
         products = torch.cat([keys, values, *made], dim=-1)
         if before is None:
             return products
+        return paired(self.config, products, self._lent_by(before))
+
+    def _lent_by(self, before: Tensor) -> Tensor:
+        """What was written right before lends, (layers, N, n); where that is nothing, hidden states are zeros."""
+        keys = self._product(before, "memory_k_proj")
+        if self.config.own_share == 1:
+            return keys
         opening = self._product(before, "beta_proj") + self._all("beta_bias")[:, None]
-        # Where nothing was written before, hidden states are zeros.
-        opening = opening.masked_fill(~before.any(-1, keepdim=True), -torch.inf)
-        return paired(self.config, products, lendable(self.config, self._product(before, "memory_k_proj"), opening))
+        return lendable(self.config, keys, opening.masked_fill(~before.any(-1, keepdim=True), -torch.inf))
 
     def written(self, found_by: Tensor, before: Tensor | None, said: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """What histories leave behind: states (layers, B, H, r, r), and `told_products` (layers, B, T, n).
