@@ -4,9 +4,10 @@
         --run 8x1:rank=8 --run 16x1:rank=16 --run longer:from=smollm2-135m-v13,learning_rate=0.0015
 
 Every run is a process of its own, and does what `deltamem train-adapter --preset places` does with a bank; that is
-built once, and lies on the device once. A run without `from` begins with the closed-form start on some of the facts;
-its other options are those of `Recipe`, `rank` and `heads`. Adapters are in DIR/NAME, in DIR/NAME-steps as they were
-before they were read anew (`--read-steps`). It is meant for a GPU; on a CPU it wants as many cores as runs.
+built once, by several processes, and lies on the device once. A run without `from` begins with the closed-form start
+on some of the facts; its other options are those of `Recipe`, `rank` and `heads`. Adapters are in DIR/NAME, in
+DIR/NAME-steps as they were before they were read anew (`--read-steps`). It is meant for a GPU; on a CPU it wants as
+many cores as runs.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import shutil
 import sys
 import time
 from dataclasses import dataclass, fields, replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +32,16 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.ordinary import OrdinaryTalk
-from deltamem.training.places.bank import Bank, part_of
+from deltamem.training.places.bank import Bank, joined, part_of, with_words
 from deltamem.training.places.start import start_from
+from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.places.whole import whole_bank
 from deltamem.training.presets import PRESETS
 from deltamem.training.recipe import Recipe
 from deltamem.training.trainer import Trainer
+
+_BEGINNING = 20
+"""Seconds it takes a run to begin, about."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,14 @@ def log(text: str) -> None:
     print(time.strftime("%H:%M:%S"), text, flush=True)
 
 
-def train(run: Run, bank: Bank, few: Bank, options: argparse.Namespace) -> None:
+def train(run: Run, bank: Bank, few: Bank | None, options: argparse.Namespace) -> None:
     """What one process does; a closed-form start is from a few of the bank's facts."""
     torch.set_float32_matmul_precision("high")
     torch.set_num_threads(1)
     torch.manual_seed(run.recipe.seed)
     directory = options.output / run.name
     directory.mkdir(parents=True, exist_ok=True)
-    if run.start is None:
+    if run.start is None and few is not None:
         on_cpu = load_backbone(options.backbone, "cpu", quantize="none", dtype=torch.float32)
         fresh = DeltaMemory.attach(on_cpu.model, run.config)
         start_from(fresh, few, run.recipe.seed)
@@ -106,6 +112,59 @@ def train(run: Run, bank: Bank, few: Bank, options: argparse.Namespace) -> None:
     log(f"{run.name}: {trainer.step} steps in {trainer.seconds:.0f} s, done")
 
 
+def build(part: int, config: DeltaMemConfig, common: Recipe, options: argparse.Namespace, pipe: Connection) -> None:
+    """What a process does that builds a part of the bank; it lends it until it is told that it was copied."""
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")
+    passes, people = prepared(config, options)
+    said = ""
+
+    def report(what: str, _share: float) -> None:
+        nonlocal said
+        if what != said:
+            said = what
+            log(f"part {part}: {what}")
+
+    ordinary = OrdinaryTalk(passes, people, common.reply_tokens, common.seed, options.output, report)
+    recipe = replace(common, bank=options.bank // options.builders, seed=common.seed + part, vocabulary=0)
+    makers = max(1, options.makers // options.builders)
+    # Ordinary talk is the same in all parts, so it is read once.
+    bank = whole_bank(passes, people, None if part else ordinary, recipe, options.output, report, makers)
+    pipe.send(bank.on(torch.device(options.device)))
+    log(f"part {part}: {len(bank.facts)} facts")
+    pipe.recv()
+
+
+def prepared(config: DeltaMemConfig, options: argparse.Namespace) -> tuple[Passes, SyntheticPeople]:
+    """The backbone with a memory attached to it, and the generator."""
+    backbone = load_backbone(options.backbone, options.device, quantize="none", dtype=torch.float32)
+    memory = DeltaMemory.attach(backbone.model, config)
+    passes = Passes(memory, ChatFormat.of(backbone.tokenizer, stops=backbone.stops))
+    return passes, SyntheticPeople(backbone.tokenizer)
+
+
+def whole(config: DeltaMemConfig, common: Recipe, options: argparse.Namespace) -> Bank:
+    """The bank, on the device."""
+    context = torch.multiprocessing.get_context("spawn")
+    builders = []
+    for part in range(options.builders):
+        here, there = context.Pipe()
+        process = context.Process(target=build, args=(part, config, common, options, there))
+        process.start()
+        there.close()
+        builders.append((process, here))
+    torch.manual_seed(common.seed)
+    passes, people = prepared(config, options)
+    words = tell_vocabulary(passes, people, common.vocabulary, common.seed) if common.vocabulary else None
+    passes.memory.detach()
+    bank = joined([pipe.recv() for _, pipe in builders])
+    for process, pipe in builders:
+        pipe.send("copied")
+        process.join()
+    bank = bank if words is None else with_words(bank, words)
+    return bank.on(torch.device(options.device))
+
+
 def main() -> None:
     """Build the bank, and let every run train on it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -114,6 +173,7 @@ def main() -> None:
     parser.add_argument("--backbone", default="smollm2-135m")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--minutes", type=float, default=6.0, help="of every run's steps")
+    parser.add_argument("--within", type=float, help="minutes for all but --read-steps, in place of --minutes")
     parser.add_argument("--steps", type=int, default=100_000, help="of every run at most")
     parser.add_argument("--read-steps", type=int, default=200)
     parser.add_argument("--bank", type=int, default=24_000, help="episodes")
@@ -123,8 +183,11 @@ def main() -> None:
     parser.add_argument("--made-up", type=int, default=200)
     parser.add_argument("--questions", type=int, default=1024, help="in a step")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw, for each run")
-    parser.add_argument("--makers", type=int, default=14, help="processes that make episodes")
+    parser.add_argument("--makers", type=int, default=12, help="processes that make episodes, for all builders")
+    parser.add_argument("--builders", type=int, default=3, help="processes that read what was made")
     options = parser.parse_args()
+    for text in options.run:
+        parse_run(text, PRESETS["places"].recipe, PRESETS["places"].config)  # what is wrong with one is said at once
     preset = PRESETS["places"]
     common = replace(
         preset.recipe,
@@ -143,32 +206,20 @@ def main() -> None:
         eval_every=10**9,
         save_every=10**9,
     )
-    config = replace(preset.config, read_gate_floor=0.92, write_gate_floor=0.4, target_layers=tuple(range(4, 30)))
-    runs = [parse_run(text, common, config) for text in options.run]
+    config = replace(preset.config, target_layers=tuple(range(4, 30)))
+    began = time.monotonic()
     torch.set_float32_matmul_precision("high")
-    torch.manual_seed(0)
     options.output.mkdir(parents=True, exist_ok=True)
-    backbone = load_backbone(options.backbone, options.device, quantize="none", dtype=torch.float32)
-    memory = DeltaMemory.attach(backbone.model, config)
-    passes = Passes(memory, ChatFormat.of(backbone.tokenizer, stops=backbone.stops))
-    people = SyntheticPeople(backbone.tokenizer)
-    said = ""
-
-    def report(what: str, _share: float) -> None:
-        nonlocal said
-        if what != said:
-            said = what
-            log(what)
-
-    ordinary = OrdinaryTalk(passes, people, common.reply_tokens, common.seed, options.output, report)
-    bank = whole_bank(passes, people, ordinary, common, options.output, report, options.makers)
+    bank = whole(config, common, options)
     log(f"{len(bank.facts)} facts, {bank.places.shape[1]} places, {bank.openings.shape[1]} openings")
-    memory.detach()
-    bank = bank.on(torch.device(options.device))
     log(f"{bank.bytes / 2**30:.1f} GiB on {options.device}")
+    if options.within is not None:
+        left = options.within - (time.monotonic() - began + _BEGINNING) / 60
+        common = replace(common, minutes=max(left, 0.1))
+    runs = [parse_run(text, common, config) for text in options.run]
     context = torch.multiprocessing.get_context("spawn")
     some = random.Random(0).sample(list(bank.facts), min(options.start_facts, len(bank.facts)))
-    few = part_of(bank, some)
+    few = part_of(bank, some) if any(run.start is None for run in runs) else None
     processes = [context.Process(target=train, args=(run, bank, few, options)) for run in runs]
     for process in processes:
         process.start()

@@ -124,7 +124,10 @@ def chosen_preset(options: TrainOptions) -> Any:
         raise DataError(f"there is no preset {options.preset!r}; there are {', '.join(PRESETS)}")
     preset = PRESETS[options.preset]
     recipe = dict(options.recipe)
-    config = replace(preset.config, **options.config)
+    changed = dict(options.config)
+    if changed.get("keys") == "own":
+        changed.setdefault("own_share", 1.0)  # a share is of a key of a pair
+    config = replace(preset.config, **changed)
     if config.corrections == "last":
         config = replace(config, alpha=preset.config.alpha * config.rank / preset.config.rank)
     if "cached_steps" not in recipe:

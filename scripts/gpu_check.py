@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import date
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 import deltamem.recurrence
 from deltamem import DeltaMemConfig, DeltaMemory
+from deltamem.key_pairs import lent, lent_width
 from deltamem.layer import DeltaLayer
 from deltamem.recurrence import delta_rule_chunked, delta_rule_naive, gates_from
 from deltamem.recurrence.kernels import delta_rule_kernels
@@ -83,17 +85,31 @@ def _with_gradients(rule: Any, leaves: list[torch.Tensor], mode: str) -> list[to
 def token_agrees() -> list[Row]:
     """A token through the kernel against the same token through the layer."""
     rows = []
-    for heads, mode in ((1, "standard"), (4, "lambda_outside"), (1, "no_lambda")):
+    shapes: list[tuple[int, str, dict[str, Any]]] = [
+        (1, "standard", {}),
+        (4, "lambda_outside", {}),
+        (1, "no_lambda", {}),
+    ]
+    in_pairs = {"keys": "pair", "read_gate": True, "read_gate_floor": 0.2, "write_gate_floor": 0.2, "base_state": True}
+    shapes += [(1, "no_lambda", in_pairs | {"own_share": share}) for share in (1.0, 0.2)]
+    for heads, mode, more in shapes:
         torch.manual_seed(0)
-        config = DeltaMemConfig(num_state_heads=heads, state_update_mode=mode, output_init="random")
+        config = DeltaMemConfig(num_state_heads=heads, state_update_mode=mode, output_init="random", **more)
         layer = DeltaLayer(config, 256, dict.fromkeys("qkvo", 256)).cuda().requires_grad_(False)
         x, state = torch.randn(4, 1, 256, device="cuda"), torch.randn(4, heads, 8, 8, device="cuda")
+        before = torch.rand(4, lent_width(config), device="cuda")
         found = []
         for wanted in (False, True):
             with _kernels(wanted), torch.no_grad():
-                found.append(layer.read_and_write(x, state))
+                found.append(layer.read_and_write(x, state, lend=partial(lent, first=before, there=None)))
         worst = max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
-        rows.append((f"token kernel, {mode}, {heads} heads: largest error", f"{worst:.1e}"))
+        pairs = f", keys in pairs, {config.own_share} of their own" if more else ""
+        rows.append(
+            (
+                f"token kernel, {mode}, {heads} heads{pairs}: largest error",
+                f"{worst:.1e} {'ok' if worst < 1e-4 else 'WRONG'}",
+            )
+        )
     return rows
 
 

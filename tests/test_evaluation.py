@@ -15,6 +15,7 @@ import torch
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import write_batch
 from deltamem.episodes.episode import Episode, Turn
+from deltamem.episodes.grouped import grouped
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.relation_data import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
@@ -316,6 +317,11 @@ def test_recall_asks_for_what_it_says() -> None:
     told = [task.histories[i.conversation][0].user for i in by_label["unusual words", "told"]]
     ways = {r.statements[0].partition("{v}")[0] for r in people.unusual["statements"]}
     assert all(any(text.startswith(way) for way in ways) for text in told)
+    by_conversation = grouped((i.conversation, i) for i in by_label["kind", "alike"])
+    for pair in by_conversation.values():
+        first, second = ({f.id for f in people.families if f.questions[-1] == i.question} for i in pair)
+        assert first != second and {sort_of(id) for id in first} == {sort_of(id) for id in second}
+        assert pair[0].wrong == (pair[1].value,) and pair[1].wrong == (pair[0].value,)
     for item in by_label["kind", "never told but alike"]:
         (turn,) = task.histories[item.conversation]
         ways = {f.id: re.escape(f.statements[-1]).replace(r"\{v\}", ".+") for f in people.families}

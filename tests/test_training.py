@@ -20,7 +20,7 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
-from deltamem.errors import DataError
+from deltamem.errors import ConfigError, DataError
 from deltamem.training.curriculum import WaitingCurriculum
 from deltamem.training.curves import draw_curves
 from deltamem.training.data import parse_mix
@@ -95,10 +95,18 @@ def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
 def test_what_is_read_weighs_the_same_with_any_rank() -> None:
     def scale(**config: Any) -> float:
         chosen: DeltaMemConfig = chosen_preset(options_of(config=config)).config
-        assert chosen.rank == config.get("rank", 8)
+        assert chosen.rank == config.get("rank", 64)
         return chosen.alpha / chosen.rank
 
-    assert scale() == scale(rank=64) == scale(rank=5) == 16
+    assert scale() == scale(rank=8) == scale(rank=5) == 16
+
+
+def test_keys_of_a_token_alone_count_all_of_it() -> None:
+    chosen = chosen_preset(options_of()).config
+    assert chosen.keys == "pair" and 0 < chosen.own_share < 1
+    assert chosen_preset(options_of(config={"keys": "own"})).config.own_share == 1
+    with pytest.raises(ConfigError, match="own_share"):
+        chosen_preset(options_of(config={"keys": "own", "own_share": 0.5}))
 
 
 def few_people() -> SyntheticPeople:

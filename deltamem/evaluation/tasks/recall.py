@@ -32,12 +32,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "several tokens": {"facts": 2, "difficulty": Difficulty(long_values=1.0)},
     "longer words": {"facts": 2, "difficulty": Difficulty(longer=1.0), "longer": True},
     "one sentence": {"facts": 2, "difficulty": Difficulty(together=1.0, joined=1.0)},
+    "alike": {"facts": 2, "difficulty": Difficulty(natural=1.0), "alike": True},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
 }
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
-name was told, and a cat's is asked for. Several tokens are two words, or a made-up one; longer words are such as one
-would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"."""
+name was told and a cat's, with values that one would expect, and both are asked for; or the dog's alone was told, and
+the cat's is asked for. Several tokens are two words, or a made-up one; longer words are such as one would expect and
+tokenizers have in pieces, as "Pixie" and "Albuquerque"."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
     "1 fact": (1, Difficulty(noted=1.0)),
     "2 facts": (2, Difficulty(noted=1.0, together=1.0)),

@@ -156,7 +156,8 @@ class Bank:
 
 def with_words(bank: Bank, words: Words) -> Bank:
     """The bank with words told in place of those of its values, which are to be told apart from each other as well."""
-    return replace(bank, words=words, candidates=torch.unique(torch.cat([bank.candidates, words.ids])))
+    near = words._replace(hidden=words.hidden.to(bank.told.device))
+    return replace(bank, words=near, candidates=torch.unique(torch.cat([bank.candidates, words.ids])))
 
 
 def part_of(bank: Bank, facts: Sequence[Fact]) -> Bank:

@@ -52,6 +52,8 @@ _LONG, _LONG_TALK = 0.03, 14
 _REST = 0.2
 """Share that is kept of the places outside of a value, but for those right after one: they are many, and much alike."""
 _BATCH, _BATCH_ON_GPU = 24, 192
+_EPISODE_BYTES = 2**20
+"""What is kept of an episode takes, about, with 26 layers of smollm2-135m; openings and ordinary talk are on top."""
 _OTHERS = 0.05
 """Share of the tokens that tell nothing that is kept, for the gates."""
 _OTHERS_AFTER = 0.3
@@ -94,7 +96,8 @@ def build_bank(
     making, name = partial(say, "making up what is told and asked"), f"places-{seed}"
     made = make_episodes(people, episodes, name, split, difficulty, workers=workers, report=making)
     made.sort(key=lambda e: e.length)
-    builder = _Builder(passes, torch.Generator().manual_seed(seed))
+    kept_on = _kept_on(passes.device, episodes + 2 * stock)
+    builder = _Builder(passes, torch.Generator().manual_seed(seed), kept_on)
     size = _BATCH if passes.device.type == "cpu" else _BATCH_ON_GPU
     for start in range(0, episodes, size):
         builder.add(made[start : start + size])
@@ -112,6 +115,13 @@ def build_bank(
         builder.leave_alone(ordinary[start : start + size])
         say("reading ordinary talk", start / len(ordinary))
     return builder.bank()
+
+
+def _kept_on(device: torch.device, episodes: int) -> torch.device:
+    """Where what is seen is kept: on a GPU only if all of it, and once more a part of it, has room there."""
+    if device.type == "cuda" and 2 * episodes * _EPISODE_BYTES < torch.cuda.mem_get_info(device)[0]:
+        return device
+    return torch.device("cpu")
 
 
 def difficulty(rng: random.Random) -> Difficulty:
@@ -133,8 +143,8 @@ def _length(question: Question) -> int:
 
 
 class _Builder:
-    def __init__(self, passes: Passes, generator: torch.Generator) -> None:
-        self._passes, self._generator = passes, generator
+    def __init__(self, passes: Passes, generator: torch.Generator, kept_on: torch.device) -> None:
+        self._passes, self._generator, self._kept_on = passes, generator, kept_on
         self._tail = Tail(passes.memory)
         self._facts: list[Fact] = []
         self._stock: list[Fact] = []
@@ -181,9 +191,8 @@ class _Builder:
         ):
             self._passes.run(batch)
         self._ids.append(batch.ids[told])
-        for i, t in told.nonzero().tolist():
-            fact = facts[i][int(batch.values[i, t])]
-            fact.told.append(self._counts["told"])
+        for (i, _), number in zip(told.nonzero().tolist(), batch.values[told].tolist(), strict=True):
+            facts[i][number].told.append(self._counts["told"])
             self._counts["told"] += 1
         for episode, own in zip(episodes, facts, strict=True):
             for n, noted in ((n, q) for n, q in enumerate(episode.asked, 1) if q.kind == "noted"):
@@ -203,20 +212,22 @@ class _Builder:
         self._read("places", batch, kept)
         self._marks["targets"].append(batch.targets[kept])
         self._marks["values"].append(batch.values[kept] > 0)
-        for n, (i, window) in enumerate(asked):
+        # As lists: looking numbers up in tensors one by one took longer than the backbone does on a GPU.
+        marks = zip(counts.tolist(), kept.tolist(), value.tolist(), batch.targets.tolist(), strict=True)
+        for (i, window), (counting, keeping, in_value, targets) in zip(asked, marks, strict=True):
             asks = [q for q in (*window.earlier, window) if q.kind != "ordinary"]
+            numbers = [episodes[i].asked.index(question) + 1 for question in asks]
             at = -1
-            for k in counts[n].nonzero()[:, 0].tolist():
+            for k in (k for k, counted in enumerate(counting) if counted):
                 # Targets of one answer follow each other; between two answers there are positions without.
-                at += k == 0 or not bool(counts[n, k - 1])
-                if not kept[n, k]:
+                at += k == 0 or not counting[k - 1]
+                if not keeping[k]:
                     continue
-                question = asks[min(at, len(asks) - 1)]
-                fact = facts[i][episodes[i].asked.index(question) + 1]
-                fact.asked.append(self._counts["places"])
+                which = min(at, len(asks) - 1)
+                facts[i][numbers[which]].asked.append(self._counts["places"])
                 self._counts["places"] += 1
-                if question.kind == "unknown" and batch.values[n, k] > 0 and not (k and batch.values[n, k - 1] > 0):
-                    self._unsaid[int(batch.targets[n, k])] += 1
+                if asks[which].kind == "unknown" and in_value[k] and not (k and in_value[k - 1]):
+                    self._unsaid[targets[k]] += 1
 
     def begin(self, questions: Sequence[Question]) -> None:
         batch = read_batch(self._passes.form, [(0, q) for q in questions])
@@ -247,7 +258,7 @@ class _Builder:
         before = F.pad(places[:, 1:], (0, 1)) & written
         with Recorder(self._passes.memory, before, torch.bfloat16) as seen:
             yield
-        found = seen.stacked().cpu()
+        found = seen.stacked().to(self._kept_on)
         # Where a message begins with a value there is nothing before it.
         there = F.pad(before[:, :-1], (1, 0))[places]
         kept = found.new_zeros(len(found), len(there), found.shape[-1])
@@ -258,7 +269,7 @@ class _Builder:
     def _record(self, kind: str, places: Tensor) -> Iterator[None]:
         with Recorder(self._passes.memory, places, torch.bfloat16) as seen:
             yield
-        self._hidden[kind].append(seen.stacked().cpu())
+        self._hidden[kind].append(seen.stacked().to(self._kept_on))
 
     def bank(self) -> Bank:
         hidden: dict[str, Tensor] = {}

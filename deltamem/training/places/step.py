@@ -263,7 +263,9 @@ class PlacesStep:
 
 
 def _near(bank: Bank, device: torch.device) -> Bank:
-    """The bank on the device that works with it, if there is room."""
+    """The bank on the device that works with it, if there is room or most of it is there already."""
+    if bank.told.device == device:
+        return bank.on(device)
     if device.type != "cuda" or bank.bytes > _ROOM * torch.cuda.mem_get_info(device)[0]:
         return bank
     return bank.on(device)
