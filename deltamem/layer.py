@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.key_pairs import Lend, lendable, lent, paired, writes
-from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask_gates, uses_token_kernel
+from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask_gates, uses_kernels
 
 UNIT_EPS = 1e-6
 """Length below which a query or a key is not scaled up to 1."""
@@ -209,7 +209,7 @@ class DeltaLayer(nn.Module):
         """
         config = self.config
         lend = lend or partial(lent, first=None, there=writes(valid, written))
-        if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_token_kernel(x, config.rank):
+        if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, config.rank):
             return self._token(x, state, valid, written, trace, lend)
         q, (k, v, gates) = self.signals(x, lend)
         if written is not None:

@@ -123,7 +123,7 @@ def open_chat(options: ChatOptions, interactive: bool) -> Iterator[Any]:
 
 
 def _records(compile: str, device: str) -> bool:
-    """Whether tokens are recorded. "auto" does not do so before it has been measured on a GPU.
+    """Whether tokens are recorded. "auto" does not do so before somebody has chatted on a GPU.
 
     Raises:
         DeltaMemError: it was asked for, and this is no GPU that can.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import time
 import traceback
@@ -26,7 +27,6 @@ from unittest import mock
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-import deltamem.recurrence
 from deltamem import DeltaMemConfig, DeltaMemory
 from deltamem.key_pairs import lent, lent_width
 from deltamem.layer import DeltaLayer
@@ -138,7 +138,7 @@ def recurrence_speed() -> list[Row]:
 
 def _kernels(wanted: bool) -> Any:
     """For sequences and for single tokens alike."""
-    return mock.patch.multiple(deltamem.recurrence, _kernels_wanted=lambda: wanted, _token_kernel_wanted=lambda: wanted)
+    return mock.patch.dict(os.environ, {"DELTAMEM_KERNELS": "triton" if wanted else "torch"})
 
 
 def seconds(work: Callable[[], Any], repeats: int = 5) -> float:

@@ -32,7 +32,7 @@ def test_a_token_is_what_the_layer_says(name: str, monkeypatch: pytest.MonkeyPat
         lend = partial(lent, first=torch.randn(3, lent_width(config)), there=None)
         found: list[list[torch.Tensor]] = []
         for uses in (False, True):
-            monkeypatch.setattr("deltamem.layer.uses_token_kernel", lambda *_, uses=uses: uses)
+            monkeypatch.setattr("deltamem.layer.uses_kernels", lambda *_, uses=uses: uses)
             gates: list[torch.Tensor] = []
             reads, after = layer.read_and_write(x, state, valid, written, gates.append, lend)
             found.append([reads, after, gates[0] * valid[..., None, None]])

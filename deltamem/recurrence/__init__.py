@@ -44,7 +44,6 @@ __all__ = [
     "gates_from",
     "mask_gates",
     "uses_kernels",
-    "uses_token_kernel",
 ]
 
 
@@ -73,30 +72,16 @@ def delta_write(k: Tensor, v: Tensor, gates: Gates, state: Tensor, valid: Tensor
 
 
 def uses_kernels(x: Tensor, rank: int) -> bool:
-    """Whether Triton kernels are to work on a sequence x: on a CUDA GPU, but for DELTAMEM_KERNELS=torch in the
-    environment. On an H200 a prompt of 8,192 tokens takes 1.11 times the frozen backbone's time with them, and 3.4
-    times without (benchmarks/gpu-nvidia-h200-2026-11-26.md).
+    """Whether Triton kernels are to work on x, a sequence or a single token: on a CUDA GPU, but for
+    DELTAMEM_KERNELS=torch in the environment. On an H200 a prompt of 8,192 tokens takes 1.11 times the frozen
+    backbone's time with them, and 4.15 times without; a token 48.9 and 61.3 ms
+    (benchmarks/gpu-nvidia-h200-2026-11-27.md).
     """
-    return _fits(x, rank) and _kernels_wanted()
-
-
-def uses_token_kernel(x: Tensor, rank: int) -> bool:
-    """Whether a Triton kernel is to work on a single token: with DELTAMEM_KERNELS=triton alone, as it has not been
-    recorded with the rest of a token (`--compile`) on a GPU yet.
-    """
-    return _fits(x, rank) and _token_kernel_wanted()
+    return _fits(x, rank) and os.environ.get("DELTAMEM_KERNELS") != "torch"
 
 
 def _fits(x: Tensor, rank: int) -> bool:
     return x.is_cuda and rank & (rank - 1) == 0 and 2 <= rank <= 32 and _triton_there()
-
-
-def _kernels_wanted() -> bool:
-    return os.environ.get("DELTAMEM_KERNELS") != "torch"
-
-
-def _token_kernel_wanted() -> bool:
-    return os.environ.get("DELTAMEM_KERNELS") == "triton"
 
 
 @lru_cache(maxsize=1)
