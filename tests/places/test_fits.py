@@ -89,10 +89,20 @@ def nearness(passes: Passes, bank: Bank) -> float:
 
 
 def few_ways(people: SyntheticPeople, count: int) -> None:
-    """Have them ask in so many ways and those of plain relations: a bank of a dozen episodes is to know most."""
+    """Have them ask, and tell of families, in so many ways and the last ones, and those of plain relations: a bank of a
+    dozen episodes is to know most.
+    """
     plain = {r.id: r.questions for r in told_relations()}
     people.singles = [
         replace(r, questions=tuple(dict.fromkeys((*r.questions[:count], *plain[r.id])))) for r in people.singles
+    ]
+    people.families = [
+        replace(
+            r,
+            questions=(*r.questions[:count], r.questions[-1]),
+            statements=(*r.statements[:count], r.statements[-1]),
+        )
+        for r in people.families
     ]
 
 
