@@ -317,7 +317,8 @@ def test_recall_asks_for_what_it_says() -> None:
     told = [task.histories[i.conversation][0].user for i in by_label["unusual words", "told"]]
     ways = {r.statements[0].partition("{v}")[0] for r in people.unusual["statements"]}
     assert all(any(text.startswith(way) for way in ways) for text in told)
-    by_conversation = grouped((i.conversation, i) for i in by_label["kind", "alike"])
+    both = [i for kind in ("alike", "close") for i in by_label["kind", kind]]
+    by_conversation = grouped((i.conversation, i) for i in both)
     for pair in by_conversation.values():
         first, second = ({f.id for f in people.families if f.questions[-1] == i.question} for i in pair)
         assert first != second and {sort_of(id) for id in first} == {sort_of(id) for id in second}

@@ -25,6 +25,17 @@ _NOTED = "Got it."
 _ENDS = re.compile(r"[.!?]+(?:\s+|$)")
 _PLAIN = 4
 """Facts told where something else is varied."""
+_CLOSE = (
+    ("dog", "cat"),
+    ("puppy", "kitten"),
+    ("rabbit", "hamster"),
+    ("mother", "father"),
+    ("sister", "brother"),
+    ("son", "daughter"),
+    ("wife", "husband"),
+    ("uncle", "aunt"),
+)
+"""Relations that people tell together, and whose nouns a backbone takes for nearly the same."""
 KINDS: dict[str, dict[str, Any]] = {
     "corrected": {"facts": 2, "difficulty": Difficulty(corrections=1.0)},
     "two people": {"facts": _PLAIN, "difficulty": Difficulty(others=1.0)},
@@ -33,13 +44,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "longer words": {"facts": 2, "difficulty": Difficulty(longer=1.0), "longer": True},
     "one sentence": {"facts": 2, "difficulty": Difficulty(together=1.0, joined=1.0)},
     "alike": {"facts": 2, "difficulty": Difficulty(natural=1.0), "alike": True},
+    "close": {"facts": 2, "difficulty": Difficulty(natural=1.0), "pairs": _CLOSE},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
 }
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
-name was told and a cat's, with values that one would expect, and both are asked for; or the dog's alone was told, and
-the cat's is asked for. Several tokens are two words, or a made-up one; longer words are such as one would expect and
-tokenizers have in pieces, as "Pixie" and "Albuquerque"."""
+name was told and a yacht's, with values that one would expect, and both are asked for (close: a dog's and a cat's); or
+the dog's alone was told, and the yacht's is asked for. Several tokens are two words, or a made-up one; longer words are
+such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
     "1 fact": (1, Difficulty(noted=1.0)),
     "2 facts": (2, Difficulty(noted=1.0, together=1.0)),
@@ -143,6 +155,7 @@ class _Builder:
         self.people, self._questions, self._seed = people, questions, seed
         sorts = grouped((sort_of(relation.id), relation) for relation in people.families)
         self._alike = [sort for sort in sorts.values() if len(sort) > 1]
+        self._by_id = {relation.id: relation for relation in people.families}
         self.histories: dict[str, Sequence[Turn]] = {}
         self.items: list[Item] = []
 
@@ -159,6 +172,7 @@ class _Builder:
         alike: bool = False,
         of_kind: str = "",
         longer: bool = False,
+        pairs: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Conversations for one figure."""
         name, rng = self._named(labels)
@@ -169,6 +183,8 @@ class _Builder:
         per_conversation = 1 if only else facts
         for number in range(-(-self._questions // per_conversation)):
             some = rng.sample(rng.choice(self._alike), 2) if alike else among
+            if pairs:
+                some = [self._by_id[id] for id in rng.choice(pairs)]
             episode = self.people.episode(rng, difficulty or Difficulty(), split, facts, some, values)
             conversation = f"{name}, {number}"
             self.histories[conversation] = [*episode.history, *self._small_talk(rng, distance)]
