@@ -212,7 +212,7 @@ class _Builder:
         self._read("places", batch, kept)
         self._marks["targets"].append(batch.targets[kept])
         self._marks["values"].append(batch.values[kept] > 0)
-        # As lists: looking numbers up in tensors one by one took longer than the backbone does on a GPU.
+        # As lists: numbers are slow to look up in tensors one by one.
         marks = zip(counts.tolist(), kept.tolist(), value.tolist(), batch.targets.tolist(), strict=True)
         for (i, window), (counting, keeping, in_value, targets) in zip(asked, marks, strict=True):
             asks = [q for q in (*window.earlier, window) if q.kind != "ordinary"]
