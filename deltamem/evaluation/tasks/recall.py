@@ -25,7 +25,7 @@ _NOTED = "Got it."
 _ENDS = re.compile(r"[.!?]+(?:\s+|$)")
 _PLAIN = 4
 """Facts told where something else is varied."""
-_CLOSE = (
+CLOSE = (
     ("dog", "cat"),
     ("puppy", "kitten"),
     ("rabbit", "hamster"),
@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "longer words": {"facts": 2, "difficulty": Difficulty(longer=1.0), "longer": True},
     "one sentence": {"facts": 2, "difficulty": Difficulty(together=1.0, joined=1.0)},
     "alike": {"facts": 2, "difficulty": Difficulty(natural=1.0), "alike": True},
-    "close": {"facts": 2, "difficulty": Difficulty(natural=1.0), "pairs": _CLOSE},
+    "close": {"facts": 2, "difficulty": Difficulty(natural=1.0), "pairs": CLOSE},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
 }
