@@ -17,6 +17,7 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -95,10 +96,7 @@ def train(run: Run, bank: Bank, few: Bank | None, options: argparse.Namespace) -
         start_from(fresh, few, run.recipe.seed)
         fresh.save_pretrained(directory)
         fresh.detach()
-    backbone = load_backbone(options.backbone, options.device, quantize="none", dtype=torch.float32)
-    memory = DeltaMemory.from_pretrained(backbone.model, run.start or directory)
-    passes = Passes(memory, ChatFormat.of(backbone.tokenizer, stops=backbone.stops))
-    people = SyntheticPeople(backbone.tokenizer)
+    passes, people = prepared(options, lambda model: DeltaMemory.from_pretrained(model, run.start or directory))
     trainer = Trainer(passes, run.recipe, directory, people, workers=options.workers, bank=bank)
     log(f"{run.name}: begins")
     steps: list[Any] = []
@@ -116,7 +114,7 @@ def build(part: int, config: DeltaMemConfig, common: Recipe, options: argparse.N
     """What a process does that builds a part of the bank; it lends it until it is told that it was copied."""
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
-    passes, people = prepared(config, options)
+    passes, people = prepared(options, lambda model: DeltaMemory.attach(model, config))
     said = ""
 
     def report(what: str, _share: float) -> None:
@@ -135,11 +133,10 @@ def build(part: int, config: DeltaMemConfig, common: Recipe, options: argparse.N
     pipe.recv()
 
 
-def prepared(config: DeltaMemConfig, options: argparse.Namespace) -> tuple[Passes, SyntheticPeople]:
-    """The backbone with a memory attached to it, and the generator."""
+def prepared(options: argparse.Namespace, attach: Callable[[Any], DeltaMemory]) -> tuple[Passes, SyntheticPeople]:
+    """The backbone with the memory that `attach` gives it, and the generator."""
     backbone = load_backbone(options.backbone, options.device, quantize="none", dtype=torch.float32)
-    memory = DeltaMemory.attach(backbone.model, config)
-    passes = Passes(memory, ChatFormat.of(backbone.tokenizer, stops=backbone.stops))
+    passes = Passes(attach(backbone.model), ChatFormat.of(backbone.tokenizer, stops=backbone.stops))
     return passes, SyntheticPeople(backbone.tokenizer)
 
 
@@ -154,7 +151,7 @@ def whole(config: DeltaMemConfig, common: Recipe, options: argparse.Namespace) -
         there.close()
         builders.append((process, here))
     torch.manual_seed(common.seed)
-    passes, people = prepared(config, options)
+    passes, people = prepared(options, lambda model: DeltaMemory.attach(model, config))
     words = tell_vocabulary(passes, people, common.vocabulary, common.seed) if common.vocabulary else None
     passes.memory.detach()
     bank = joined([pipe.recv() for _, pipe in builders])

@@ -1,0 +1,57 @@
+"""What the options of `train-adapter` make of a preset, and which of them do not go together."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from deltamem import DeltaMemConfig
+from deltamem.errors import ConfigError, DataError
+from deltamem_cli.train_adapter import TrainOptions, chosen_preset
+
+
+def options_of(**asked: Any) -> TrainOptions:
+    given: dict[str, Any] = dict.fromkeys((f.name for f in fields(TrainOptions)), None)
+    return TrainOptions(**given | {"preset": "places", "data": [], "config": {}, "recipe": {}} | asked)
+
+
+@pytest.mark.parametrize(
+    ("start", "config", "recipe", "said"),
+    [
+        (None, {}, {"gate_steps": 5}, "give --from"),
+        (None, {}, {"keep_writing": True}, "give --from"),
+        ("x", {}, {"keep_writing": True, "key_steps": 5}, "leave out --key-steps"),
+        ("x", {"rank": 16}, {"keep_writing": True}, "--rank"),
+        ("x", {}, {"steps": 0, "read_steps": 0}, "leaves nothing to train"),
+    ],
+)
+def test_what_can_not_be_trained_is_refused(start: Any, config: Any, recipe: Any, said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        chosen_preset(options_of(start=start, config=config, recipe=recipe))
+
+
+def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
+    recipe = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "gate_steps": 9})).recipe
+    assert recipe.gate_steps == 9 and not recipe.keep_writing
+    recipe = chosen_preset(options_of(start="x", recipe={"keep_writing": True})).recipe
+    assert recipe.scale("memory_k_proj") == recipe.scale("memory_v_proj") == recipe.scale("beta_bias") == 0
+    assert recipe.scale("memory_q_proj") and recipe.scale("delta_o_proj") and recipe.scale("read_gate_proj")
+
+
+def test_what_is_read_weighs_the_same_with_any_rank() -> None:
+    def scale(**config: Any) -> float:
+        chosen: DeltaMemConfig = chosen_preset(options_of(config=config)).config
+        assert chosen.rank == config.get("rank", 64)
+        return chosen.alpha / chosen.rank
+
+    assert scale() == scale(rank=8) == scale(rank=5) == 16
+
+
+def test_keys_of_a_token_alone_count_all_of_it() -> None:
+    chosen = chosen_preset(options_of()).config
+    assert chosen.keys == "pair" and 0 < chosen.own_share < 1
+    assert chosen_preset(options_of(config={"keys": "own"})).config.own_share == 1
+    with pytest.raises(ConfigError, match="own_share"):
+        chosen_preset(options_of(config={"keys": "own", "own_share": 0.5}))
