@@ -37,6 +37,8 @@ class Recipe:
         rest_weight: weight of the answer's other tokens.
         addressing_weight: weight of the addressing loss (`training/addressing.py`), 0 leaves it out.
         spread: weight, within it, of the overlap between keys of different facts.
+        apart_weight: weight of queries finding their own key and none of those of others of its sort, where corrections
+            go to the last layer.
         cached_steps: how many of the steps, the first ones, are on hidden states of the frozen backbone that are worked
             out once (`training/cached`).
         bank: turns with facts that those draw from. A turn takes 1.5 MB with 26 layers of smollm2-135m: 12,000 of them
@@ -102,6 +104,7 @@ class Recipe:
     rest_weight: float = 0.3
     addressing_weight: float = 1.0
     spread: float = 2.0
+    apart_weight: float = 0.0
     cached_steps: int = 0
     bank: int = 4000
     stock: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -23,8 +24,18 @@ _SOMEBODY_ELSES = 0.35
 """Share of histories in which somebody else's is told beside one's own."""
 _ALIKE = 0.5
 """Share of histories whose facts are of relations that differ in a noun alone, where there are such."""
+_CLOSE = 0.5
+"""Share of histories that tell of relations that are near each other, where there are such."""
 _NEAR = 0.6
 """Share of what was never told that is asked for where what differs in a noun, or in whose it is, was told."""
+_WITH = 3
+"""Relations near it that are told with one, at most."""
+_CLOSEST = 0.5
+"""Share of that which is asked for where one of those nearest to it was told."""
+_SORT = 6
+"""Fewest topics of a sort that are held apart."""
+_OWN = 0.7
+"""Share of topics held apart that are one's own alone, and nobody else's."""
 _STOCKED = 0.5
 """Share of facts that are of those told alone, where there are such."""
 _CROSSED = 2
@@ -80,10 +91,11 @@ class Drawing:
 
     Args:
         bank: what there is.
+        near: of a relation, those nearest to it (`nearest`).
     """
 
-    def __init__(self, bank: Bank) -> None:
-        self._bank = bank
+    def __init__(self, bank: Bank, near: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
+        self._bank, self._near = bank, dict(near)
         self._value = bank.values.tolist()
         self._ids: list[int] = bank.told_ids.tolist()
         self._targets: list[int] = bank.targets.tolist()
@@ -111,6 +123,10 @@ class Drawing:
             for token in fact.told
             if self._ids[token] == begins
         )
+        self._to_ask = grouped((f.topic.relation, f) for f in (*self._apart, *bank.unknown))
+        found = [t for t in self._first_places if self._numbers[t] in self._beginnings]
+        self._sorts = [ts for ts in grouped((sort_of(t.relation), t) for t in found).values() if len(ts) >= _SORT]
+        self._topics = found
         self._begins = {t for some in self._beginnings.values() for t in some}
         alike = [fact for fact in self._apart if self._said_alike(fact)]
         # Those to choose from: values of one token.
@@ -168,7 +184,23 @@ class Drawing:
         """A number for what a told token of a fact is about."""
         return self._about_own.get(token, self._numbers[fact.topic])
 
+    def apart(self, rng: random.Random, count: int) -> Tensor:
+        """Numbers (2, n) of told tokens that begin a value and of places that ask for the same, each of another topic:
+        about half of n, `count` at most, are of one sort.
+        """
+        if not self._sorts:
+            return torch.zeros(2, 0, dtype=torch.long)
+        sort = rng.choice(self._sorts)
+        own = [topic for topic in sort if not topic.owner]
+        among = own if len(own) >= _SORT and rng.random() < _OWN else sort
+        some = rng.sample(among, min(count // 2, len(among)))
+        others = rng.sample(self._topics, min(count // 2, len(self._topics)))
+        topics = list(dict.fromkeys([*some, *others]))
+        told = [rng.choice(self._beginnings[self._numbers[topic]]) for topic in topics]
+        return torch.tensor([told, [rng.choice(self._first_places[topic]) for topic in topics]])
+
     def _facts(self, rng: random.Random, count: int) -> list[Fact]:
+        close = self._near and count > 1 and rng.random() < _CLOSE
         chosen: list[Fact] = []
         taken: set[Topic] = set()
         beside = rng.random() < _SOMEBODY_ELSES
@@ -179,6 +211,12 @@ class Drawing:
                 taken.add(fact.topic)
                 chosen.append(fact)
 
+        while close and len(chosen) < count:
+            take(fact := self._any(rng))
+            near = self._near.get(fact.topic.relation, ())
+            for relation in rng.sample(near, min(len(near), rng.randint(1, _WITH))):
+                same = self._same.get(Topic(relation, fact.topic.owner)) or self._of[relation]
+                take(rng.choice(same))
         start = self._any(rng)
         alike = self._alike[sort_of(start.topic.relation)] if rng.random() < _ALIKE else ()
         take(start)
@@ -245,7 +283,11 @@ class Drawing:
     def _never_told(self, rng: random.Random, row: int, topics: set[Topic]) -> list[tuple[int, int, int]]:
         """Any fact's question is one about something never told where it was not."""
         bank = self._bank
-        near = self._alike_to_ask.get(sort_of(rng.choice(sorted(topics)).relation)) if rng.random() < _NEAR else None
+        near = None
+        if rng.random() < _NEAR:
+            told = rng.choice(sorted(topics)).relation
+            nearest = self._near.get(told) if rng.random() < _CLOSEST else None
+            near = self._to_ask.get(rng.choice(nearest)) if nearest else self._alike_to_ask.get(sort_of(told))
         for _ in range(_TRIES):
             fact = rng.choice(near or (bank.unknown if bank.unknown and rng.random() < 0.5 else self._apart))
             if fact.topic not in topics:

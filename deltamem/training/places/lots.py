@@ -17,6 +17,7 @@ from torch import Tensor
 from deltamem.processes import beside
 from deltamem.training.places.bank import Bank
 from deltamem.training.places.draw import Drawing, Drawn
+from deltamem.training.places.nearness import nearest
 from deltamem.training.recipe import Recipe
 
 _LOOKED_AT = 128
@@ -30,6 +31,8 @@ _EASY_UNKNOWN, _EASY_FACTS = 0.25, 4
 _ROWS = 64
 """Histories in a step, at most, or a quarter of its questions where that is more; with more of one fact each, it was
 the states that took the time."""
+_APART = 56
+"""Topics whose keys and queries are held apart in a step."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
 
@@ -42,6 +45,7 @@ class Lot(NamedTuple):
         others: numbers of tokens that tell nothing.
         openings: numbers of places where replies begin.
         idle: numbers of places in ordinary talk.
+        apart: numbers (2, n) of told tokens, and of the places that ask for the same.
         seed: of the noise.
     """
 
@@ -49,6 +53,7 @@ class Lot(NamedTuple):
     others: Tensor
     openings: Tensor
     idle: Tensor
+    apart: Tensor
     seed: int
 
 
@@ -62,7 +67,7 @@ class Lots:
 
     def __init__(self, bank: Bank, recipe: Recipe) -> None:
         numbers = bank.numbers()
-        self._recipe, self._drawing = recipe, Drawing(numbers)
+        self._recipe, self._drawing = recipe, Drawing(numbers, nearest(bank))
         self._others, self._openings, self._idle = (
             range(hidden.shape[1]) for hidden in (numbers.other, numbers.openings, numbers.idle)
         )
@@ -88,7 +93,8 @@ class Lots:
         idle = [*_some(rng, self._idle_begins, begins), *_some(rng, self._idle, looked_at - begins)]
         others = _some(rng, self._others, looked_at)
         openings = _some(rng, self._openings, recipe.cached_questions)
-        return Lot(drawn, _numbers(others), _numbers(openings), _numbers(idle), rng.getrandbits(40))
+        apart = self._drawing.apart(rng, _APART if recipe.apart_weight else 0)
+        return Lot(drawn, _numbers(others), _numbers(openings), _numbers(idle), apart, rng.getrandbits(40))
 
 
 def _some(rng: random.Random, there: Sequence[int], count: int) -> list[int]:
@@ -129,8 +135,8 @@ class Ahead:
         self._turn += 1
         *numbers, seed = pipe.recv()
         tensors = [torch.from_numpy(array) for array in numbers]
-        others, openings, idle = tensors[-3:]
-        return Lot(Drawn(*tensors[:-3]), others, openings, idle, seed)
+        others, openings, idle, apart = tensors[-4:]
+        return Lot(Drawn(*tensors[:-4]), others, openings, idle, apart, seed)
 
 
 def _draw_on(lots: Lots, step: int, stride: int, pipe: Connection) -> None:
@@ -139,7 +145,8 @@ def _draw_on(lots: Lots, step: int, stride: int, pipe: Connection) -> None:
     try:
         while True:
             lot = lots.draw(step)
-            tensors = [*(getattr(lot.drawn, field.name) for field in fields(Drawn)), lot.others, lot.openings, lot.idle]
+            looked_at = [lot.others, lot.openings, lot.idle, lot.apart]
+            tensors = [*(getattr(lot.drawn, field.name) for field in fields(Drawn)), *looked_at]
             # Arrays are copied; tensors would be lent, a file descriptor each.
             pipe.send([*(tensor.numpy() for tensor in tensors), lot.seed])
             step += stride

@@ -23,6 +23,7 @@ from deltamem.training.places.among import Among, some_among
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.draw import Drawing
+from deltamem.training.places.nearness import nearest
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.states import states_of
 from deltamem.training.places.tail import Tail
@@ -82,7 +83,7 @@ class Asking:
     def __init__(self, memory: DeltaMemory, bank: Bank, seed: int = 0) -> None:
         self._memory, self._bank, self._tail = memory, bank, Tail(memory)
         self._generator, self._rng = torch.Generator().manual_seed(seed), random.Random(seed)
-        self._drawing = Drawing(bank)
+        self._drawing = Drawing(bank, nearest(bank))
         self._before = Stacked([copy.deepcopy(layer).requires_grad_(False) for layer in delta_layers(memory)])
         self._spread = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._begun_with = torch.unique(bank.opening_targets)

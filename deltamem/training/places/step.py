@@ -36,6 +36,8 @@ _NOISE_ROWS = 2048
 """Most rows of noise that are taken at once; there are twice as many."""
 _ALTERED = 1.0
 """So much, at most, of what two values of the same differ in is added to what a third one's key is made of."""
+_APART, _FOUND = 0.15, 0.02
+"""What a query may have with another's key, as a share of what it has with its own; and the least that is taken for."""
 _FOR_SPREAD = 128
 """Told tokens whose spread noise goes by."""
 _AMONG, _LIKELIEST = 6000, 4
@@ -119,6 +121,10 @@ class PlacesStep:
         idle, quiet = self._left_alone(lot, state)
         sums["ordinary"] = float(idle.detach())
         alone = recipe.ordinary_weight * idle + recipe.silence_weight * quiet
+        if lot.apart.numel():
+            apart = self._held_apart(lot.apart)
+            sums["apart"] = float(apart.detach())
+            alone = alone + recipe.apart_weight * apart
         loss = loss + (alone + recipe.addressing_weight * (gates + recipe.spread * overlap)) / team.size
         loss.backward()
         team.sum_gradients(list(self._passes.memory.parameters()))
@@ -227,6 +233,21 @@ class PlacesStep:
 
     # Reading
 
+    def _held_apart(self, numbers: Tensor) -> Tensor:
+        """How much queries have with keys of other topics, over what they have with their own: the sum of squares of
+        what is above `_APART`, its mean over queries. Numbers are (2, n).
+        """
+        bank, config = self.bank, self._passes.memory.config
+        told, places = numbers
+        hidden = self._jittered(bank.told[:, told])
+        before = self._jittered(bank.before[:, told]) if config.keys == "pair" else None
+        keys = told_of(config, self._layers.told_products(hidden, before, hidden)).k
+        queries = self._layers.queries(self._jittered(bank.places[:, places]))
+        found = torch.einsum("lihr,ljhr->ij", queries, keys) / (len(keys) * config.num_state_heads)
+        own = found.diagonal().clamp_min(_FOUND)
+        above = (found / own[:, None] - _APART).clamp_min(0) * (1 - torch.eye(len(found), device=found.device))
+        return above.square().sum(1).mean()
+
     def _gates(self, hidden: Tensor, wanted: float) -> Tensor:
         """How far read gates are from what is wanted of them at hidden states (layers, n, hidden size)."""
         if not self._passes.memory.config.read_gate:
@@ -258,6 +279,9 @@ class PlacesStep:
         loss = found["value"] + recipe.start_weight * found["start"]
         loss += recipe.rest_weight * (found["rest"] + found["end"])
         loss += recipe.ordinary_weight * sums["ordinary"] + recipe.addressing_weight * (gates + recipe.spread * overlap)
+        if "apart" in sums:
+            found["apart"] = sums["apart"]
+            loss += recipe.apart_weight * sums["apart"]
         ordinary = {"ordinary": sums["ordinary"], "gates": gates, "overlap": overlap, "loss": loss}
         return found | ordinary | {"accuracy": right / values if values else 0.0}
 
