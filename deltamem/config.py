@@ -37,6 +37,7 @@ _OURS = {
     "corrections": "own",
     "keys": "own",
     "own_share": 1.0,
+    "fading": 0.0,
     "base_state": False,
 }
 """Options that the published code does not know, and what leaves them out."""
@@ -103,6 +104,10 @@ class DeltaMemConfig:
         own_share: with keys in pairs, what the key of a token's own hidden state counts for, 0 to 1, where the write
             gate of the token before it stands open; where that is shut it counts in full. At 1, the last token of a
             value asks for itself as much as for what comes next, and is said again ("Zainabab"). Not in the paper.
+        fading: with keys in pairs, what a token passes on of what it was lent by the one before it, 0 to less than 1: a
+            key is then of all that was written before, each token counting for so much less than the next. The word
+            that a value is about stands some tokens before it ("My sister's name is Ruth."). `own_share` then holds
+            everywhere. Not in the paper.
         base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
             empty state can be learned, and does not wear off. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
@@ -139,6 +144,7 @@ class DeltaMemConfig:
     corrections: str = "own"
     keys: str = "own"
     own_share: float = 1.0
+    fading: float = 0.0
     base_state: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
@@ -189,6 +195,10 @@ class DeltaMemConfig:
             raise ConfigError(f"own_share must lie between 0 and 1, not {self.own_share}")
         if self.own_share != 1 and self.keys != "pair":
             raise ConfigError("own_share is for keys pair: else a key is of the token's own hidden state alone")
+        if not 0 <= self.fading < 1:
+            raise ConfigError(f"fading must lie between 0 and 1, not {self.fading}")
+        if self.fading and self.keys != "pair":
+            raise ConfigError("fading is for keys pair: else nothing is lent that could be passed on")
         for name in ("read_gate_floor", "write_gate_floor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")

@@ -3,6 +3,9 @@
 Where the token before belongs to a value as well, its own may count for less (`own_share`), by how far that one's write
 gate stands open. So a token lends its gate beside its key.
 
+What a token was lent it may pass on, by a share of it (`fading`): the word that a value is about stands some tokens
+before it. Its own then counts for less everywhere.
+
 Only a token that was written itself lends to the next one, so a message begins without, wherever its calls are cut.
 """
 
@@ -15,6 +18,8 @@ from torch import Tensor
 
 from deltamem.config import DeltaMemConfig
 
+_AT_ONCE = 64
+"""Tokens whose passing on is worked out at once."""
 Lend = Callable[[Tensor], Tensor]
 """Given what tokens lend (B, T, n), see `lendable`: what each is lent by the one before it, of the same shape."""
 
@@ -26,25 +31,53 @@ def writes(valid: Tensor | None, written: Tensor | None) -> Tensor | None:
     return valid & written
 
 
-def lent(keys: Tensor, first: Tensor | None, there: Tensor | None) -> Tensor:
+def lent(keys: Tensor, first: Tensor | None, there: Tensor | None, fading: float = 0.0) -> Tensor:
     """What each token is lent by the one before it.
 
     Args:
-        keys: (B, T, n), what each lends.
+        keys: (B, T, n), what each lends of its own.
         first: (B, n), lent to the first token; None for nothing.
         there: (B, T), false for tokens that lend nothing; None for none of them.
+        fading: what a token passes on of what it was lent.
 
     Returns:
         (B, T, n).
     """
+    return _shifted(passed_on(keys, first, there, fading), first)
+
+
+def passed_on(keys: Tensor, first: Tensor | None, there: Tensor | None, fading: float) -> Tensor:
+    """What each token lends, its own and what it passes on, (B, T, n); see `lent`."""
     own = keys if there is None else keys * there[..., None]
-    start = torch.zeros_like(keys[:, 0]) if first is None else first.to(keys)
-    return torch.cat([start[:, None], own[:, :-1]], dim=1)
+    if not fading:
+        return own
+    everywhere = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device)
+    goes_on = everywhere if there is None else there.to(keys.device)
+    held, parts = None if first is None else first.to(keys), []
+    for part, on in zip(own.split(_AT_ONCE, 1), goes_on.split(_AT_ONCE, 1), strict=True):
+        steps = torch.arange(part.shape[1], device=keys.device)
+        ago = steps[:, None] - steps
+        # Nothing is passed on by a token that lends nothing: from there to here there is none of those.
+        ends = (~on).cumsum(1)
+        reaches = (ends[:, :, None] == ends[:, None]) & (ago >= 0)
+        shares = torch.where(reaches, fading ** ago.clamp_min(0), 0.0).to(keys)
+        found = shares @ part
+        if held is not None:
+            before = torch.where(ends == 0, fading ** (steps + 1), 0.0).to(keys)
+            found = found + before[..., None] * held[:, None]
+        parts.append(found)
+        held = found[:, -1]
+    return torch.cat(parts, dim=1)
+
+
+def _shifted(lends: Tensor, first: Tensor | None) -> Tensor:
+    start = torch.zeros_like(lends[:, 0]) if first is None else first.to(lends)
+    return torch.cat([start[:, None], lends[:, :-1]], dim=1)
 
 
 def lent_width(config: DeltaMemConfig) -> int:
     """How many numbers a token lends: its key's, and one for its write gates where those count."""
-    return config.num_state_heads * config.rank + (config.own_share < 1)
+    return config.num_state_heads * config.rank + (config.own_share < 1 and not config.fading)
 
 
 def lendable(config: DeltaMemConfig, keys: Tensor, gates: Tensor) -> Tensor:
@@ -55,7 +88,7 @@ def lendable(config: DeltaMemConfig, keys: Tensor, gates: Tensor) -> Tensor:
         keys: (..., H*r), before they are normalised.
         gates: (..., H or H*r), of writing, before they are opened or shut.
     """
-    if config.own_share == 1:
+    if config.own_share == 1 or config.fading:
         return keys
     opened, floor = torch.sigmoid(gates.detach()), config.write_gate_floor
     above = ((opened - floor) / (1 - floor)).clamp_min(0)
@@ -66,7 +99,9 @@ def paired(config: DeltaMemConfig, products: Tensor, added: Tensor) -> Tensor:
     """`DeltaLayer.told_products` (..., n) with what is lent (..., m) added to the keys, which come first."""
     width = config.num_state_heads * config.rank
     keys, rest = products[..., :width], products[..., width:]
-    if config.own_share < 1:
+    if config.fading:
+        keys = config.own_share * keys
+    elif config.own_share < 1:
         keys = keys * (1 - (1 - config.own_share) * added[..., width:])
     return torch.cat([keys + added[..., :width], rest], dim=-1)
 
@@ -78,17 +113,20 @@ class Lending:
 
     Args:
         layers: how many there are.
+        fading: what a token passes on of what it was lent.
     """
 
-    def __init__(self, layers: int) -> None:
+    def __init__(self, layers: int, fading: float = 0.0) -> None:
+        self._fading = fading
         self._held: list[Tensor | None] = [None] * layers
         self._some = False
 
     def lend(self, layer: int, keys: Tensor, there: Tensor | None) -> Tensor:
         """`lent` in a call of the layer; what its last tokens lend is kept for the next call."""
-        found = lent(keys, self.get(layer, keys), there)
-        last = keys[:, -1].detach()
-        self.keep(layer, last if there is None else last * there[:, -1:])
+        first = self.get(layer, keys)
+        lends = passed_on(keys, first, there, self._fading)
+        found = _shifted(lends, first)
+        self.keep(layer, lends[:, -1].detach())
         return found
 
     def get(self, layer: int, like: Tensor) -> Tensor | None:

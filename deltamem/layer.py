@@ -128,7 +128,7 @@ class DeltaLayer(nn.Module):
         raw, told, gate = products.split([width, products.shape[-1] - width - gates, gates], -1)
         told = told + self._told_bias()
         if self.config.keys == "pair":
-            told = self.lend_to(told, lend or partial(lent, first=None, there=None))
+            told = self.lend_to(told, lend or partial(lent, first=None, there=None, fading=self.config.fading))
         return self._queries(raw, gate), told_of(self.config, told)
 
     def lend_to(self, products: Tensor, lend: Lend) -> Tensor:
@@ -208,7 +208,7 @@ class DeltaLayer(nn.Module):
         token.
         """
         config = self.config
-        lend = lend or partial(lent, first=None, there=writes(valid, written))
+        lend = lend or partial(lent, first=None, there=writes(valid, written), fading=config.fading)
         if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, config.rank):
             return self._token(x, state, valid, written, trace, lend)
         q, (k, v, gates) = self.signals(x, lend)

@@ -71,7 +71,7 @@ class Runtime:
         self._steps: TokenSteps | None = None
         self._stepping = False
         self._told: list[tuple[int, Tensor]] = []  # layers' numbers; of this call, and not written yet
-        self._lending = Lending(len(self._layers)) if config.keys == "pair" else None
+        self._lending = Lending(len(self._layers), config.fading) if config.keys == "pair" else None
         self._pinned: Tensor | None = None
 
     @property
@@ -295,7 +295,8 @@ class Runtime:
             return None
         first = self._lending.get(i, hidden)
         first = first if first is None else first.clone()
-        return lambda keys: lent(keys, first, writes(call.valid, call.written))
+        fading = self._layers[i].weights.config.fading
+        return lambda keys: lent(keys, first, writes(call.valid, call.written), fading)
 
     # Calls in which nothing reads
 

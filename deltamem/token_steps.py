@@ -179,7 +179,10 @@ class TokenSteps:
             beta = np.maximum(beta - np.float32(floor), 0) / np.float32(1 - floor)
         if config.keys == "pair":
             self.lent = raw
-            if config.own_share < 1:
+            if config.fading:
+                self.lent = raw if first is None else raw + np.float32(config.fading) * first
+                raw = np.float32(config.own_share) * raw
+            elif config.own_share < 1:
                 self.lent = np.concatenate([raw, beta.mean((1, 2))[:, None]], axis=1)
                 own = 1 if first is None else 1 - np.float32(1 - config.own_share) * first[:, width:]
                 raw = own * raw

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from deltamem import DeltaMemConfig, DeltaMemory
 from deltamem.errors import ConfigError
+from deltamem.key_pairs import Lending, lent
 from deltamem.session import ChatSession, Sampling
 from tests.conftest import make_memory, make_model
 from tests.test_recorded import again, same
@@ -36,9 +38,10 @@ def fed(memory: DeltaMemory, tokens: torch.Tensor, split: list[int], **how: Any)
     return memory.state.tensor.clone()
 
 
+@pytest.mark.parametrize("fading", [0.0, 0.7])
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
-def test_the_state_is_what_the_definition_says(share: float, ids: Callable[..., torch.Tensor]) -> None:
-    memory = paired_memory(make_model(), own_share=share)
+def test_the_state_is_what_the_definition_says(share: float, fading: float, ids: Callable[..., torch.Tensor]) -> None:
+    memory = paired_memory(make_model(), own_share=share, fading=fading)
     tokens, written = ids(1, 9), torch.tensor([[0, 1, 1, 1, 0, 0, 1, 1, 1]]).bool()
     seen: dict[int, torch.Tensor] = {}
     stop = memory.watch(seen.__setitem__)
@@ -47,12 +50,14 @@ def test_the_state_is_what_the_definition_says(share: float, ids: Callable[..., 
     for i, layer in enumerate(memory.adapter):
         x = seen[i][0].double()
         state = torch.zeros(8, 8, dtype=torch.float64)
+        passed = torch.zeros_like(x[0])
         for t in written[0].nonzero()[:, 0].tolist():
             follows = bool(t and written[0, t - 1])
             before = x[t - 1] if follows else torch.zeros_like(x[t])
             gate = torch.sigmoid(layer.beta_proj.double() @ before + layer.beta_bias.double())  # type: ignore[operator]
-            own = 1 - (1 - share) * (gate.mean() if follows else 0)
-            key = torch.tanh(layer.memory_k_proj.double() @ (own * x[t] + before))  # type: ignore[operator]
+            own = 1 - (1 - share) * (1 if fading else gate.mean() if follows else 0)
+            passed = before + fading * passed if follows else torch.zeros_like(x[t])
+            key = torch.tanh(layer.memory_k_proj.double() @ (own * x[t] + passed))  # type: ignore[operator]
             key = key / key.norm().clamp_min(1e-12)
             value = layer.memory_v_proj.double() @ x[t]  # type: ignore[operator]
             beta = torch.sigmoid(layer.beta_proj.double() @ x[t] + layer.beta_bias.double())  # type: ignore[operator]
@@ -60,12 +65,13 @@ def test_the_state_is_what_the_definition_says(share: float, ids: Callable[..., 
         torch.testing.assert_close(after[i, 0, 0].double(), state, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("fading", [0.0, 0.7])
 @pytest.mark.parametrize("reads", ["all", "none"])
 @pytest.mark.parametrize("split", SPLITS, ids=str)
 def test_a_message_in_several_calls_is_the_message(
-    split: list[int], reads: str, ids: Callable[..., torch.Tensor]
+    split: list[int], reads: str, fading: float, ids: Callable[..., torch.Tensor]
 ) -> None:
-    memory = paired_memory(make_model())
+    memory = paired_memory(make_model(), fading=fading)
     tokens, written = ids(1, 9), torch.tensor([[1, 1, 1, 1, 0, 1, 1, 1, 1]]).bool()
     how = {"written": written} | ({} if reads == "all" else {"reads": torch.zeros_like(written)})
     whole, cut = fed(memory, tokens, [9], **how), fed(memory, tokens, split, **how)
@@ -74,8 +80,9 @@ def test_a_message_in_several_calls_is_the_message(
     assert not torch.allclose(fed(own, tokens, [9], **how), whole, atol=1e-2)
 
 
-def test_padding_and_other_sequences_lend_nothing(ids: Callable[..., torch.Tensor]) -> None:
-    memory, tokens = paired_memory(make_model()), ids(2, 9)
+@pytest.mark.parametrize("fading", [0.0, 0.7])
+def test_padding_and_other_sequences_lend_nothing(fading: float, ids: Callable[..., torch.Tensor]) -> None:
+    memory, tokens = paired_memory(make_model(), fading=fading), ids(2, 9)
     padding = torch.zeros(2, 9, dtype=torch.bool)
     padding[1, 6:] = True
     both = fed(memory, tokens, [9], padding=padding)
@@ -84,10 +91,13 @@ def test_padding_and_other_sequences_lend_nothing(ids: Callable[..., torch.Tenso
         torch.testing.assert_close(both[:, row], alone[:, 0], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("fading", [0.0, 0.7])
 @pytest.mark.parametrize("between", ["reading", "disabled", "state", "reset"])
 @pytest.mark.parametrize("size", [1, 4])
-def test_what_comes_between_ends_a_message(between: str, size: int, ids: Callable[..., torch.Tensor]) -> None:
-    memory, tokens = paired_memory(make_model()), ids(1, 8)
+def test_what_comes_between_ends_a_message(
+    between: str, size: int, fading: float, ids: Callable[..., torch.Tensor]
+) -> None:
+    memory, tokens = paired_memory(make_model(), fading=fading), ids(1, 8)
 
     def write(part: torch.Tensor) -> None:
         with torch.no_grad(), memory.writing():
@@ -111,14 +121,17 @@ def test_what_comes_between_ends_a_message(between: str, size: int, ids: Callabl
     torch.testing.assert_close(after, memory.state.tensor, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("fading", [0.0, 0.7])
 @pytest.mark.parametrize("way", ["layers", "numpy"])
-def test_recorded_replies_lend_as_others_do(tokenizer: Any, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_replies_lend_as_others_do(
+    tokenizer: Any, way: str, fading: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from deltamem.session.recorded import RecordedTokens
     from deltamem.token_steps import TokenSteps
 
     if way == "layers":
         monkeypatch.setattr(TokenSteps, "fit", lambda _: False)
-    memory = paired_memory(make_model())
+    memory = paired_memory(make_model(), fading=fading)
     options: dict[str, Any] = {"sampling": Sampling(temperature=0, max_tokens=10), "context": 400, "trace": True}
     ordinary = ChatSession(memory.model, tokenizer, memory, **options)
     recorded = RecordedTokens(memory.model, memory, again)
@@ -134,7 +147,7 @@ def test_gradient_checkpointing_changes_nothing(ids: Callable[..., torch.Tensor]
     for checkpointing in (False, True):
         model = make_model().requires_grad_(False)
         model.get_input_embeddings().requires_grad_(True)  # something must need a gradient below
-        memory = make_memory(model, keys="pair")
+        memory = make_memory(model, keys="pair", fading=0.5)
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()
@@ -158,6 +171,36 @@ def test_a_share_is_of_a_key_of_a_pair(config: dict[str, Any], share: float) -> 
         return
     with pytest.raises(ConfigError, match="own_share"):
         DeltaMemConfig(own_share=share, **config)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
+def test_what_is_passed_on_fades_by_the_token_however_long_a_call_is(length: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+    own, first = (
+        torch.randn(2, length, 3, generator=generator).double(),
+        torch.randn(2, 3, generator=generator).double(),
+    )
+    there = torch.rand(2, length, generator=generator) < 0.9
+    expected, held = [], first
+    for t in range(length):
+        expected.append(held)
+        held = (own[:, t] + 0.8 * held) * there[:, t, None]
+    close = partial(torch.testing.assert_close, atol=1e-6, rtol=1e-5)
+    close(lent(own, first, there, 0.8), torch.stack(expected, 1))
+    lending = Lending(1, 0.8)
+    lending.keep(0, first)
+    halves = [
+        lending.lend(0, own[:, a:b], there[:, a:b]) for a, b in ((0, length // 2), (length // 2, length)) if a < b
+    ]
+    close(torch.cat(halves, 1), torch.stack(expected, 1))
+    close(lending.get(0, first), held)
+
+
+@pytest.mark.parametrize("config", [{"keys": "own", "fading": 0.5}, {"keys": "pair", "fading": 1.0}], ids=str)
+def test_what_fades_is_lent_and_fades(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="fading"):
+        DeltaMemConfig(**config)
+    assert DeltaMemConfig(keys="pair", fading=0.7).to_dict()["fading"] == 0.7
 
 
 def test_segments_have_no_token_before_them() -> None:

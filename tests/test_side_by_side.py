@@ -15,6 +15,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "as ours": {"state_update_mode": "no_lambda", "rankwise_gates": False, "read_gate": True, "write_gate_floor": 0.3},
     "published": {},
     "keys in pairs": {"keys": "pair", "own_share": 0.5, "num_state_heads": 2, "rank": 4},
+    "keys that fade": {"keys": "pair", "own_share": 0.5, "fading": 0.7, "num_state_heads": 2, "rank": 4},
     "free lambda, heads": {"couple_lambda": False, "num_state_heads": 3, "rank": 4},
 }
 

@@ -27,6 +27,7 @@ CONFIGS = {
         delta_heads=("o",), corrections="last", read_gate=True, read_gate_floor=0.5, output_init="random"
     ),
     "keys in pairs": DeltaMemConfig(keys="pair", own_share=0.5, write_gate_floor=0.2, output_init="random"),
+    "keys that fade": DeltaMemConfig(keys="pair", own_share=0.5, fading=0.7, output_init="random"),
     "heads, keys in pairs": DeltaMemConfig(keys="pair", num_state_heads=2, rank=4, output_init="random"),
     "plain": DeltaMemConfig(normalize_qk=False, output_init="random"),
     "one layer": DeltaMemConfig(target_layers=(1,), output_init="random"),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 import torch
 
-from deltamem.episodes.batches import read_batch
+from deltamem.chat_format import ChatFormat
+from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.made_up import make_up
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, joined
-from deltamem.training.places.builder import _length, build_bank
+from deltamem.training.places.builder import _Builder, _length, build_bank
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.tail import Tail
-from tests.places.conftest import IDLE
+from tests.conftest import make_memory, make_model
+from tests.places.conftest import IDLE, OPTIONS
 
 
 def test_what_was_told_is_what_was_marked(passes: Passes, people: SyntheticPeople, bank: Bank) -> None:
@@ -79,6 +83,32 @@ def test_what_stands_before_a_value_is_kept_for_its_key(passes: Passes, people: 
     assert sum(same) > 0.7 * len(same) > 5, "most are of one value"
     nothing = (bank.before == 0).all(dim=2).all(dim=0)
     assert 0 < int(nothing.sum()) < len(nothing) / 4, "few messages begin with a value"
+
+
+def test_what_is_passed_on_to_a_value_is_kept_for_its_key(tokenizer: Any, people: SyntheticPeople) -> None:
+    keys = {"keys": "pair", "own_share": 0.5, "fading": 0.7}
+    passes = Passes(make_memory(make_model().requires_grad_(False), **keys, **OPTIONS), ChatFormat.of(tokenizer))
+    builder = _Builder(passes, torch.Generator().manual_seed(0), torch.device("cpu"))
+    told = Turn("My dog is Rex. My cat is Tom.", "Ok."), Turn("I live in Rome.", "I see.")
+    asked = tuple(Question(q, f"It is {v}.", v) for q, v in (("Dog?", "Rex"), ("Cat?", "Tom"), ("Where?", "Rome")))
+    batch = write_batch(passes.form, [Episode(told, asked), Episode(told[1:], asked[2:])])
+    places = batch.values > 0
+    seen: dict[int, torch.Tensor] = {}
+    stop = passes.memory.watch(seen.__setitem__)
+    with torch.no_grad(), passes.memory.disabled(), builder._record_before(places, batch.written):
+        passes.run(batch)
+    stop()
+    (before,) = builder._hidden["before"]
+    assert places.any() and not batch.written.all()
+    for layer, hidden in seen.items():
+        expected = []
+        for row in range(2):
+            passed = torch.zeros_like(hidden[row, 0])
+            for t in range(hidden.shape[1]):
+                if places[row, t]:
+                    expected.append(passed)
+                passed = (hidden[row, t] + 0.7 * passed) * batch.written[row, t]
+        torch.testing.assert_close(before[layer].float(), torch.stack(expected), atol=0.02, rtol=0.01)
 
 
 def test_how_replies_begin_is_kept_of_every_question(

@@ -75,8 +75,8 @@ class Bank:
         facts: told and asked about.
         unknown: asked about, and never told.
         told: tokens of values.
-        before: the token written right before each of `told`, zeros where there is none; (layers, 0, hidden size)
-            where keys are made of a token alone.
+        before: the token written right before each of `told`, zeros where there is none, and what that passes on, if
+            it does (`DeltaMemConfig.fading`); (layers, 0, hidden size) where keys are made of a token alone.
         told_ids: (n,), which tokens those are.
         other: tokens that were written and tell nothing, after which the frozen backbone is to be left alone as well.
         other_residuals: their residuals, as those of `places`.

@@ -21,6 +21,7 @@ from deltamem.episodes.many import make_episodes
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
+from deltamem.key_pairs import lent
 from deltamem.training.places.bank import Bank, Fact, Report, Topic
 from deltamem.training.places.tail import Tail
 from deltamem.training.recorder import Recorder
@@ -254,6 +255,14 @@ class _Builder:
         """Keep the hidden states of what is written right before those places."""
         if self._passes.memory.config.keys != "pair":
             yield
+            return
+        if fading := self._passes.memory.config.fading:
+            every = torch.ones_like(places)
+            with Recorder(self._passes.memory, every) as seen:
+                yield
+            found = seen.stacked().unflatten(1, places.shape)
+            passed = [lent(layer, None, written.to(layer.device), fading)[places.to(layer.device)] for layer in found]
+            self._hidden["before"].append(torch.stack(passed).bfloat16().to(self._kept_on))
             return
         before = F.pad(places[:, 1:], (0, 1)) & written
         with Recorder(self._passes.memory, before, torch.bfloat16) as seen:

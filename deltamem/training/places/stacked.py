@@ -44,7 +44,7 @@ class Stacked:
 
         Args:
             found_by: what keys and write gates are made of.
-            before: what was written right before, with keys in pairs.
+            before: what was written right before, with keys in pairs; with what that passes on (`Bank.before`).
             said: what values are made of.
         """
         gates = [("beta_proj", "beta_bias")] + [("lambda_proj", "lambda_bias")] * self.config.needs_lambda
@@ -58,7 +58,7 @@ class Stacked:
     def _lent_by(self, before: Tensor) -> Tensor:
         """What was written right before lends, (layers, N, n); where that is nothing, hidden states are zeros."""
         keys = self._product(before, "memory_k_proj")
-        if self.config.own_share == 1:
+        if self.config.own_share == 1 or self.config.fading:
             return keys
         opening = self._product(before, "beta_proj") + self._all("beta_bias")[:, None]
         return lendable(self.config, keys, opening.masked_fill(~before.any(-1, keepdim=True), -torch.inf))
@@ -140,3 +140,15 @@ class Stacked:
         weights: Tensor = self._all("delta_o_proj").mT.flatten(0, 1)  # (layers * H * r, hidden size)
         scale: float = config.alpha / config.rank
         return scale * (flat.flatten(1) @ weights)
+
+    @torch.no_grad()
+    def heard(self, values: Tensor, directions: Tensor) -> Tensor:
+        """How much of what each head reads is heard, (layers, H), in all 1.
+
+        Args:
+            values: that were written, (layers, n, H, r).
+            directions: of their tokens (`Tail.directions`), (n, hidden size).
+        """
+        weights = self._all("delta_o_proj").unflatten(-1, values.shape[-2:])
+        found = torch.einsum("ldhr,nd,lnhr->lh", weights, directions, values).clamp_min(0)
+        return found / found.sum().clamp_min(1e-6)

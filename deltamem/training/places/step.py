@@ -234,19 +234,30 @@ class PlacesStep:
     # Reading
 
     def _held_apart(self, numbers: Tensor) -> Tensor:
-        """How much queries have with keys of other topics, over what they have with their own: the sum of squares of
-        what is above `_APART`, its mean over queries. Numbers are (2, n).
+        """How far queries are from finding their own key alone, told before or after another topic's.
+
+        What a layer reads counts for as much as it is heard. Of two facts written one after the other a query finds
+        q·k - (k·k') (q·k') of its own, where that came first, and q·k' of the other one. The mean over queries of the
+        sums, over others, of the square of what is missing.
+
+        Args:
+            numbers: (2, n), of told tokens and places of one topic each.
         """
         bank, config = self.bank, self._passes.memory.config
         told, places = numbers
         hidden = self._jittered(bank.told[:, told])
         before = self._jittered(bank.before[:, told]) if config.keys == "pair" else None
-        keys = told_of(config, self._layers.told_products(hidden, before, hidden)).k
-        queries = self._layers.queries(self._jittered(bank.places[:, places]))
-        found = torch.einsum("lihr,ljhr->ij", queries, keys) / (len(keys) * config.num_state_heads)
-        own = found.diagonal().clamp_min(_FOUND)
-        above = (found / own[:, None] - _APART).clamp_min(0) * (1 - torch.eye(len(found), device=found.device))
-        return above.square().sum(1).mean()
+        written = told_of(config, self._layers.told_products(hidden, before, hidden))
+        keys, queries = written.k, self._layers.queries(self._jittered(bank.places[:, places]))
+        heard = self._layers.heard(
+            (written.gates.write * written.v).detach(), self._tail.directions(bank.told_ids[told])
+        )
+        found = torch.einsum("lihr,ljhr->lijh", queries, keys)
+        overlap = torch.einsum("lihr,ljhr->lijh", keys, keys)
+        own = torch.einsum("liih,lh->i", found, heard)
+        lost = torch.einsum("lijh,lh->ij", found * (1 + overlap), heard)
+        missing = (lost / own.clamp_min(_FOUND)[:, None] - _APART).clamp_min(0)
+        return (missing * (1 - torch.eye(len(found[0]), device=found.device))).square().sum(1).mean()
 
     def _gates(self, hidden: Tensor, wanted: float) -> Tensor:
         """How far read gates are from what is wanted of them at hidden states (layers, n, hidden size)."""

@@ -41,6 +41,11 @@ class Tail:
         """How many tokens there are."""
         return len(self._model.get_output_embeddings().weight)
 
+    def directions(self, ids: Tensor) -> Tensor:
+        """Where in the residual stream tokens lie, (n, hidden size): what is added there makes them likelier."""
+        weight: Tensor = self._model.get_output_embeddings().weight
+        return weight[ids.to(weight.device)].float()
+
     @contextmanager
     def record(self, places: Tensor, into: list[Tensor]) -> Iterator[None]:
         """Append the residuals at some places (B, T) of a call: (places, hidden size)."""
