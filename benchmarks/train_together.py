@@ -39,6 +39,7 @@ from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.places.whole import whole_bank
 from deltamem.training.presets import PRESETS
 from deltamem.training.recipe import Recipe
+from deltamem.training.run import KEYS_OF, extended
 from deltamem.training.trainer import Trainer
 
 _BEGINNING = 20
@@ -96,7 +97,13 @@ def train(run: Run, bank: Bank, few: Bank | None, options: argparse.Namespace) -
         start_from(fresh, few, run.recipe.seed)
         fresh.save_pretrained(directory)
         fresh.detach()
-    passes, people = prepared(options, lambda model: DeltaMemory.from_pretrained(model, run.start or directory))
+    # A bank is of one sort of keys, whatever a run begins with.
+    keys = DeltaMemConfig(keys="pair", **{name: getattr(run.config, name) for name in KEYS_OF})
+
+    def attach(model: Any) -> DeltaMemory:
+        return extended(DeltaMemory.from_pretrained(model, run.start or directory), keys)
+
+    passes, people = prepared(options, attach)
     trainer = Trainer(passes, run.recipe, directory, people, workers=options.workers, bank=bank)
     log(f"{run.name}: begins")
     steps: list[Any] = []

@@ -122,7 +122,13 @@ def train_adapter(
         str | None, typer.Option(help="own: a key is made of its token; pair: of that and the token before it.")
     ] = None,
     own_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="What its own token counts for in a key within a value.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="What its own token counts for in a key, within a value or with --fading everywhere."
+        ),
+    ] = None,
+    fading: Annotated[
+        float | None, typer.Option(min=0, max=0.99, help="What a token passes on to the next key of what it was lent.")
     ] = None,
     base_state: Annotated[
         bool | None, typer.Option("--base-state", help="Read a learned matrix together with the state.")
@@ -162,6 +168,7 @@ def train_adapter(
         "corrections": corrections,
         "keys": keys,
         "own_share": own_share,
+        "fading": fading,
         "base_state": base_state,
         "target_layers": None if layers is None else layer_numbers(layers),
     }

@@ -51,13 +51,13 @@ def run_train(options: TrainOptions) -> None:
     import torch
 
     from deltamem.training.curves import draw_curves
-    from deltamem.training.run import EXTENSIONS, prepare, write_card
+    from deltamem.training.run import EXTENSIONS, KEYS_OF, prepare, write_card
     from deltamem.training.team import Team
     from deltamem_cli.opening import dtype_of, open_backbone
     from deltamem_cli.signals import finishing
 
     preset = chosen_preset(options)
-    changed = sorted(name for name in options.config if name not in (*EXTENSIONS, "num_state_heads", "rank"))
+    changed = sorted(name for name in options.config if name not in (*EXTENSIONS, *KEYS_OF, "num_state_heads", "rank"))
     if options.start is not None and changed:
         raise DataError("--from keeps the adapter's own configuration: leave out " + ", ".join(changed))
     team = Team(cpu=options.device == "cpu")
@@ -126,7 +126,9 @@ def chosen_preset(options: TrainOptions) -> Any:
     recipe = dict(options.recipe)
     changed = dict(options.config)
     if changed.get("keys") == "own":
-        changed.setdefault("own_share", 1.0)  # a share is of a key of a pair
+        changed = {"own_share": 1.0, "fading": 0.0} | changed  # those are of keys in pairs
+    elif options.start is not None:
+        changed = {"own_share": 1.0, "fading": 0.0} | changed  # the adapter's, where nobody asks for another
     config = replace(preset.config, **changed)
     if config.corrections == "last":
         config = replace(config, alpha=preset.config.alpha * config.rank / preset.config.rank)

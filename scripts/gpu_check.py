@@ -91,7 +91,8 @@ def token_agrees() -> list[Row]:
         (1, "no_lambda", {}),
     ]
     in_pairs = {"keys": "pair", "read_gate": True, "read_gate_floor": 0.2, "write_gate_floor": 0.2, "base_state": True}
-    shapes += [(1, "no_lambda", in_pairs | {"own_share": share}) for share in (1.0, 0.2)]
+    for share, fading in ((1.0, 0.0), (0.2, 0.0), (0.3, 0.7)):
+        shapes.append((1, "no_lambda", in_pairs | {"own_share": share, "fading": fading}))
     for heads, mode, more in shapes:
         torch.manual_seed(0)
         config = DeltaMemConfig(num_state_heads=heads, state_update_mode=mode, output_init="random", **more)
@@ -103,7 +104,8 @@ def token_agrees() -> list[Row]:
             with _kernels(wanted), torch.no_grad():
                 found.append(layer.read_and_write(x, state, lend=partial(lent, first=before, there=None)))
         worst = max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
-        pairs = f", keys in pairs, {config.own_share} of their own" if more else ""
+        faded = f", fading by {config.fading}" if config.fading else ""
+        pairs = f", keys in pairs, {config.own_share} of their own{faded}" if more else ""
         rows.append(
             (
                 f"token kernel, {mode}, {heads} heads{pairs}: largest error",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import torch
 
 from deltamem import DeltaMemConfig
 from deltamem.errors import ConfigError, DataError
+from deltamem.training.run import extended
 from deltamem_cli.train_adapter import TrainOptions, chosen_preset
+from tests.conftest import make_memory, make_model
 
 
 def options_of(**asked: Any) -> TrainOptions:
@@ -49,9 +52,24 @@ def test_what_is_read_weighs_the_same_with_any_rank() -> None:
     assert scale() == scale(rank=8) == scale(rank=5) == 16
 
 
+def test_an_adapter_that_is_carried_on_keeps_its_keys_unless_others_are_asked_for() -> None:
+    def made_of(**config: Any) -> tuple[float, float]:
+        wanted: DeltaMemConfig = chosen_preset(options_of(start="x", config=config)).config
+        options = {"keys": "pair", "own_share": 0.2, "delta_heads": ("o",), "corrections": "last"}
+        memory = make_memory(make_model(), **options)
+        before = memory.adapter.state_dict()
+        carried = extended(memory, replace(wanted, rank=8, base_state=False))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in carried.adapter.state_dict().items())
+        return carried.config.own_share, carried.config.fading
+
+    assert made_of() == (0.2, 0.0)
+    assert made_of(own_share=0.3, fading=0.7) == (0.3, 0.7)
+
+
 def test_keys_of_a_token_alone_count_all_of_it() -> None:
     chosen = chosen_preset(options_of()).config
     assert chosen.keys == "pair" and 0 < chosen.own_share < 1
-    assert chosen_preset(options_of(config={"keys": "own"})).config.own_share == 1
+    alone = chosen_preset(options_of(config={"keys": "own"})).config
+    assert alone.own_share == 1 and alone.fading == 0
     with pytest.raises(ConfigError, match="own_share"):
         chosen_preset(options_of(config={"keys": "own", "own_share": 0.5}))

@@ -31,8 +31,10 @@ from deltamem.training.trainer import Fit, Trainer
 
 CARD_FILE = "README.md"
 EXTENSIONS = ("base_state", "read_gate_floor", "write_gate_floor")
-"""Options that an adapter can be given which was trained without them; a share of its own in a key, state heads and a
-larger rank are others."""
+"""Options that an adapter can be given which was trained without them; what keys are made of, state heads and a larger
+rank are others."""
+KEYS_OF = ("own_share", "fading")
+"""What keys in pairs are made of."""
 
 
 def prepare(
@@ -120,7 +122,7 @@ def prepare(
 
 
 def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
-    """The same memory with those `EXTENSIONS` and the `own_share` that are wanted; a base state is empty at first.
+    """The same memory with those `EXTENSIONS`, and keys made of what is wanted; a base state is empty at first.
 
     With more heads or a larger rank than there were, its weights are fresh: `put_heads_back` and `lengthen` are for
     when they are fitted. Corrections weigh what they did with any rank.
@@ -131,6 +133,7 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
     """
     given = {name: getattr(wanted, name) or getattr(memory.config, name) for name in EXTENSIONS}
     given["own_share"] = wanted.own_share if wanted.own_share != 1 else memory.config.own_share
+    given["fading"] = wanted.fading or memory.config.fading
     heads, had = wanted.num_state_heads, memory.config.num_state_heads
     if heads > 1:  # 1 is what nobody asked for
         given["num_state_heads"] = heads

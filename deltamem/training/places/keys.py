@@ -93,7 +93,7 @@ def fit_keys(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report:
 
     def loss() -> Tensor:
         chosen = names.some(rng)
-        told, told_too = (telling(bank, one_each(rng, names.told, chosen)) for _ in range(2))
+        told, told_too = (telling(memory.config, bank, one_each(rng, names.told, chosen)) for _ in range(2))
         asked, asked_too = (bank.places[:, one_each(rng, names.asked, chosen)].float() for _ in range(2))
         keys = weights.unit(weights.key, moved(told, told_too, _ALTERED))
         queries = weights.unit(weights.query, moved(asked, asked_too, _ALTERED / 2))
@@ -189,7 +189,7 @@ def how_found(memory: DeltaMemory, bank: Bank, seed: int = 0) -> Found:
     names, rng = _Names(bank), random.Random(seed)
     told, asked = (one_each(rng, where, names.first) for where in (names.told, names.asked))
     weights = stacked_weights(memory)
-    keys = weights.unit(weights.key, telling(bank, told).to(weights.key))
+    keys = weights.unit(weights.key, telling(memory.config, bank, told).to(weights.key))
     queries = weights.unit(weights.query, bank.places[:, asked].to(weights.query))
     match = torch.einsum("lqhr,lkhr->lqk", queries, keys) / keys.shape[2]
     said, places = names.after(rng, names.first)

@@ -47,7 +47,7 @@ def lengthen(before: DeltaMemory, memory: DeltaMemory, bank: Bank, seed: int = 0
                     mine.zero_().unflatten(1, (heads, rank))[:, :, :had] = theirs.unflatten(1, (heads, had))
                 elif name.startswith("memory_"):
                     mine.unflatten(0, (heads, rank))[:, :had] = theirs.unflatten(0, (heads, had))
-        heard, places = telling(bank, named.told, i), bank.places[i][named.asked].float()
+        heard, places = telling(memory.config, bank, named.told, i), bank.places[i][named.asked].float()
         keys, queries = (
             found[heads * had :] for found in agreeing(heard, named.told_about, places, named.asked_about, heads * rank)
         )

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem.config import DeltaMemConfig
 from deltamem.episodes.grouped import grouped
 from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
@@ -83,7 +84,7 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
         if report is not None:
             report("fitting keys", i / len(layers))
         keys, queries = agreeing(
-            telling(bank, named.told, i),
+            telling(memory.config, bank, named.told, i),
             named.told_about,
             bank.places[i][named.asked].float(),
             named.asked_about,
@@ -113,7 +114,7 @@ def found(memory: DeltaMemory, bank: Bank, named: Named, seed: int = 0) -> Cosin
     names = rng.sample(both, min(_COMPARED, len(both)))
     weights = stacked_weights(memory)
     one_told, one_asked = (one_each(rng, where, names) for where in (told, asked))
-    keys = weights.unit(weights.key, telling(bank, one_told).to(weights.key))
+    keys = weights.unit(weights.key, telling(memory.config, bank, one_told).to(weights.key))
     queries = weights.unit(weights.query, bank.places[:, one_asked].to(weights.query))
     match = torch.einsum("lqhr,lkhr->lhqk", queries, keys).flatten(0, 1)
     mean, others = match.mean(0), ~torch.eye(len(names), dtype=torch.bool, device=match.device)
@@ -171,14 +172,15 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, cosines: Cosines, seed: int, 
     descend(weights, loss, _SAYING_STEPS, "learning to say what is read", report, rates=rates)
 
 
-def telling(bank: Bank, told: Tensor, layer: int | slice = slice(None)) -> Tensor:
+def telling(config: DeltaMemConfig, bank: Bank, told: Tensor, layer: int | slice = slice(None)) -> Tensor:
     """What keys of told tokens (n,) are made of, in a layer (n, hidden size) or in all (layers, n, hidden size).
 
-    As if the own token counted in full everywhere: how far write gates will stand open is not known yet.
+    Where `own_share` goes by write gates the own token counts in full: how far they will stand open is not known yet.
     """
     own = bank.told[layer][..., told, :].float()
-    # Where keys are made of a token alone there is nothing before it.
-    return own + bank.before[layer][..., told, :].float() if bank.before.shape[1] else own
+    if not bank.before.shape[1]:  # keys are made of a token alone
+        return own
+    return (config.own_share if config.fading else 1.0) * own + bank.before[layer][..., told, :].float()
 
 
 Name = tuple[Topic, int | None]
