@@ -7,7 +7,7 @@ Keys and queries are the directions in which the hidden states of told values, a
 for, agree most on what a fact is about (closed form, no training). Of held-out people, with phrasings and values that
 were not among those: how often the right fact's key is nearest to a question's query, summed over layers, among as many
 facts of different kinds, and among as many that differ in a noun alone. With `--fading` the token before passes on what
-it was lent itself.
+it was lent itself. "Dealt" among two layers, every second one takes the directions after the first.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import random
 from dataclasses import replace
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,8 @@ from deltamem.training.presets import PRESETS
 
 AMONG = (2, 4, 8, 16, 32)
 ALIKE = (2, 4, 8)
+DEALT = (1, 2, 3)
+"""Layers among which directions are dealt."""
 KINDS = 10
 """Kinds of facts that differ in a noun alone there must be for those to be compared with each other."""
 TRIES = 1500
@@ -66,6 +69,11 @@ def units(learnt: Bank, tested: Bank, what: str, rank: int) -> tuple[Tensor, Ten
         keys.append(others[i] @ k.T)
         queries.append(tested.places[i].float() @ q.T)
     return torch.stack(keys), torch.stack(queries)
+
+
+def share_of(units: Tensor, rank: int, dealt: int) -> Tensor:
+    """The directions of each layer, (layers, n, rank), where the first ones are dealt among so many layers."""
+    return torch.stack([x[:, i % dealt * rank :][:, :rank] for i, x in enumerate(units)])
 
 
 def found(tested: Bank, keys: Tensor, queries: Tensor, among: int, alike: bool = False) -> tuple[float, float]:
@@ -110,16 +118,16 @@ def main() -> None:
     learnt = build_bank(passes, people, idle, options.episodes)
     tested = build_bank(passes, people, idle, options.held_out, seed=1, split="heldout")
     columns = [f"of {n}" for n in AMONG] + [f"of {n} alike" for n in ALIKE]
-    print("| keys from | r | " + " | ".join(columns) + " | cosine with the own key |")
-    print("| --- | --- |" + " --- |" * (len(columns) + 1))
+    print("| keys from | r | dealt among | " + " | ".join(columns) + " | cosine with the own key |")
+    print("| --- | --- | --- |" + " --- |" * (len(columns) + 1))
     ranks = [int(rank) for rank in options.ranks.split(",")]
     for what in ("own", "before", "pair"):
-        keys, queries = units(learnt, tested, what, max(ranks))
-        for rank in ranks:
-            k, q = keys[..., :rank], queries[..., :rank]
+        keys, queries = units(learnt, tested, what, max(ranks) * max(DEALT))
+        for rank, dealt in product(ranks, DEALT):
+            k, q = (share_of(some, rank, dealt) for some in (keys, queries))
             figures = [found(tested, k, q, n) for n in AMONG] + [found(tested, k, q, n, alike=True) for n in ALIKE]
             row = " | ".join(f"{100 * share:.0f} %" for share, _ in figures)
-            print(f"| {what} | {rank} | {row} | {figures[0][1]:.2f} |", flush=True)
+            print(f"| {what} | {rank} | {dealt} | {row} | {figures[0][1]:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

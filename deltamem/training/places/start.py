@@ -2,7 +2,8 @@
 
 * **W_k, W_q**: the directions in which the hidden state of a told value and that of the place where it is asked for
   agree most on what the fact is about (canonical correlation analysis over topics), turned at random so that every
-  head gets as much of them as every other.
+  head gets as much of them as every other. Every second layer takes those after the first: what nouns that are near
+  each other differ in is not among the first, and those are much the same in all layers.
 * **W_v, D_o**: a code of the token, as in `training/warm_start.py`; what is added to the last residual gives it back.
   Beside a residual ten times as long that is hardly heard, and beside what else was told it is not told apart. So the
   two then learn, alone, to say a token among others that are read along with it, and of those there are more as soon
@@ -32,6 +33,9 @@ from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
 from deltamem.training.warm_start import delta_layers, fit_values
 
+_DEALT = 2
+"""Layers among which directions are dealt, the first ones to the first, those after them to the next, where there are
+so many."""
 _SCALE = 0.3
 """Length of keys before the hyperbolic tangent: small, so that it bends them little at first."""
 _RIDGE = 0.05
@@ -80,6 +84,8 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
     named = pairs(bank)
     generator = torch.Generator().manual_seed(seed)
     layers = delta_layers(memory)
+    count = len(layers[0].memory_k_proj)
+    dealt = min(_DEALT, max(1, layers[0].hidden_size // (2 * count)))
     for i, layer in enumerate(layers):
         if report is not None:
             report("fitting keys", i / len(layers))
@@ -88,7 +94,8 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
             named.told_about,
             bank.places[i][named.asked].float(),
             named.asked_about,
-            len(layer.memory_k_proj),
+            count,
+            first=i % dealt * count,
         )
         turn, _ = torch.linalg.qr(torch.randn(len(keys), len(keys), generator=generator))
         with torch.no_grad():
@@ -238,7 +245,9 @@ def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor(first), torch.tensor(second)
 
 
-def agreeing(x: Tensor, x_about: Tensor, y: Tensor, y_about: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def agreeing(
+    x: Tensor, x_about: Tensor, y: Tensor, y_about: Tensor, count: int, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """Directions in which x (n, hidden) and y (m, hidden) agree most among those that are about the same.
 
     Args:
@@ -247,9 +256,10 @@ def agreeing(x: Tensor, x_about: Tensor, y: Tensor, y_about: Tensor, count: int)
         y: hidden states.
         y_about: (m,).
         count: how many directions.
+        first: the first of them, where 0 is the one in which they agree most.
 
     Returns:
-        (count, hidden) for x and for y.
+        (count, hidden) for x and for y; zeros where there are no more.
     """
     classes = int(max(x_about.max(), y_about.max())) + 1
     x_white, y_white = _whitening(x), _whitening(y)
@@ -259,9 +269,9 @@ def agreeing(x: Tensor, x_about: Tensor, y: Tensor, y_about: Tensor, count: int)
     weight = (x_many * y_many)[both].sqrt()
     crossing = (x_mean[both] * weight[:, None]).T @ y_mean[both] / weight.sum()
     left, strength, right = torch.linalg.svd(crossing)
-    few = min(count, int((strength > 0).sum()))
-    pad = torch.zeros(count - few, x.shape[1])
-    return torch.cat([left.T[:few] @ x_white, pad]), torch.cat([right[:few] @ y_white, pad])
+    last = max(first, min(first + count, int((strength > 0).sum())))
+    pad = torch.zeros(count - (last - first), x.shape[1])
+    return torch.cat([left.T[first:last] @ x_white, pad]), torch.cat([right[first:last] @ y_white, pad])
 
 
 def _whitening(x: Tensor) -> Tensor:
