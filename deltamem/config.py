@@ -39,6 +39,7 @@ _OURS = {
     "own_share": 1.0,
     "fading": 0.0,
     "base_state": False,
+    "base_queries": False,
 }
 """Options that the published code does not know, and what leaves them out."""
 
@@ -110,6 +111,8 @@ class DeltaMemConfig:
             everywhere. Not in the paper.
         base_state: read a learned matrix together with the state. Nothing is ever written to it, so what is read of an
             empty state can be learned, and does not wear off. Not in the paper.
+        base_queries: ask the base state with queries of its own, and not with those that find keys. How a reply begins
+            and what it was about are then two questions. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
         target_layers: indices of the adapted layers; empty means all.
         target_modules: name of the attention module in a layer.
@@ -146,6 +149,7 @@ class DeltaMemConfig:
     own_share: float = 1.0
     fading: float = 0.0
     base_state: bool = False
+    base_queries: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
     target_modules: tuple[str, ...] = field(default=("self_attn",))
@@ -195,6 +199,8 @@ class DeltaMemConfig:
             raise ConfigError(f"own_share must lie between 0 and 1, not {self.own_share}")
         if self.own_share != 1 and self.keys != "pair":
             raise ConfigError("own_share is for keys pair: else a key is of the token's own hidden state alone")
+        if self.base_queries and not self.base_state:
+            raise ConfigError("base_queries are asked of a base_state, and there is none")
         if not 0 <= self.fading < 1:
             raise ConfigError(f"fading must lie between 0 and 1, not {self.fading}")
         if self.fading and self.keys != "pair":

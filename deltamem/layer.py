@@ -45,7 +45,8 @@ class DeltaLayer(nn.Module):
     Parameters have the published names: ``memory_{q,k,v}_proj`` (H*r, hidden), ``beta_proj`` (g, hidden),
     ``beta_bias`` (g), ``lambda_proj`` and ``lambda_bias`` when lambda is free, ``delta_{q,k,v,o}_proj``
     (out_features, H*r), ``delta_o_rmsnorm_weight`` (hidden), ``delta_scale_raw`` (1 or 4). Ours are
-    ``read_gate_proj`` (H, hidden) and ``read_gate_bias`` (H), when there is a read gate, and ``base_state`` (H, r, r).
+    ``read_gate_proj`` (H, hidden) and ``read_gate_bias`` (H), when there is a read gate, ``base_state`` (H, r, r), and
+    ``memory_base_proj`` (H*r, hidden), when that is asked with queries of its own.
     """
 
     memory_q_proj: nn.Parameter
@@ -64,6 +65,7 @@ class DeltaLayer(nn.Module):
     read_gate_proj: nn.Parameter
     read_gate_bias: nn.Parameter
     base_state: nn.Parameter
+    memory_base_proj: nn.Parameter
 
     def __init__(self, config: DeltaMemConfig, hidden_size: int, out_features: dict[str, int]) -> None:
         super().__init__()
@@ -71,7 +73,8 @@ class DeltaLayer(nn.Module):
         self.hidden_size = hidden_size
         for name, shape in self.shapes(config, hidden_size, out_features).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
-        for name in ("memory_q_proj", "memory_k_proj", "memory_v_proj"):
+        own = ["memory_base_proj"] if config.base_queries else []
+        for name in ("memory_q_proj", "memory_k_proj", "memory_v_proj", *own):
             nn.init.kaiming_uniform_(getattr(self, name), a=math.sqrt(5))
         nn.init.constant_(self.beta_bias, config.beta_bias_init)
         if config.needs_lambda:
@@ -97,6 +100,8 @@ class DeltaLayer(nn.Module):
             shapes |= {"read_gate_proj": (heads, hidden_size), "read_gate_bias": (heads,)}
         if config.base_state:
             shapes["base_state"] = (config.num_state_heads, config.rank, config.rank)
+        if config.base_queries:
+            shapes["memory_base_proj"] = (width, hidden_size)
         shapes |= {f"delta_{p}_proj": (out_features[p], width) for p in PROJECTIONS}
         if config.delta_o_rmsnorm:
             shapes["delta_o_rmsnorm_weight"] = (out_features["o"],)
@@ -180,6 +185,16 @@ class DeltaLayer(nn.Module):
             q = q * read_gate_above(opened, self.config.read_gate_floor).unsqueeze(-1)
         return q
 
+    def _of_base(self, x: Tensor, q: Tensor | None, valid: Tensor | None) -> Tensor:
+        """What x (B, T, hidden) reads of the base state, (B, T, H, r), with q or with queries of its own."""
+        if self.config.base_queries or q is None:
+            weights = [self.memory_base_proj, *self._asking()[1:]]
+            products = F.linear(x.to(self.memory_base_proj.dtype), torch.cat(weights))
+            width = len(self.memory_base_proj)
+            q = self._queries(products[..., :width], products[..., width:])
+        reads = torch.einsum("hij,bthj->bthi", self.base_state, q)
+        return reads if valid is None else reads.masked_fill(~valid[:, :, None, None], 0.0)
+
     # Read and write
 
     def read(self, x: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -187,7 +202,7 @@ class DeltaLayer(nn.Module):
         q = self.queries(x)
         reads = torch.einsum("bhij,bthj->bthi", state, q)
         if self.config.base_state:
-            reads = reads + torch.einsum("hij,bthj->bthi", self.base_state, q)
+            reads = reads + self._of_base(x, q, None)
         if valid is not None:
             reads = reads.masked_fill(~valid[:, :, None, None], 0.0)
         return reads.flatten(-2)
@@ -218,9 +233,7 @@ class DeltaLayer(nn.Module):
             trace(gates.write)
         reads, state = delta_rule(q, k, v, gates, state, valid)
         if config.base_state:
-            if valid is not None:
-                q = q.masked_fill(~valid[:, :, None, None], 0.0)
-            reads = reads + torch.einsum("hij,bthj->bthi", self.base_state, q)
+            reads = reads + self._of_base(x, q, valid)
         return reads.flatten(-2), state
 
     def _token(
@@ -255,8 +268,10 @@ class DeltaLayer(nn.Module):
             everywhere if valid is None else valid[:, 0],
             everywhere if written is None else written[:, 0],
             UNIT_EPS,
-            self.base_state if config.base_state else None,
+            self.base_state if config.base_state and not config.base_queries else None,
         )
+        if config.base_queries:
+            reads = reads + self._of_base(x, None, valid).flatten(1)
         if trace is not None:
             trace(gates[:, None])
         return reads[:, None], state

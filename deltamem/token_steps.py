@@ -45,10 +45,11 @@ class TokenSteps:
         width = heads * rank
         gate = ["read_gate_proj"] if config.read_gate else []
         free = ["lambda_proj"] if config.needs_lambda else []
-        names = ["memory_q_proj", *gate, "memory_k_proj", "memory_v_proj", "beta_proj", *free]
+        base = ["memory_base_proj"] if config.base_queries else []
+        names = ["memory_q_proj", *gate, *base, "memory_k_proj", "memory_v_proj", "beta_proj", *free]
         projections = _fuse(layers, names)
         self._where = self._places()
-        split = width + (heads if config.read_gate else 0)
+        split = width + (heads if config.read_gate else 0) + (width if config.base_queries else 0)
         self._reading = list(projections[:, :split])
         self._writing = projections[:, split:]
         self._read_bias = list(_fuse(layers, ["read_gate_bias"])) if config.read_gate else None
@@ -93,26 +94,35 @@ class TokenSteps:
         heads, rank = self._heads
         width = heads * rank
         numbers = self._reading[i].dot(_flat(x)).tolist()
-        rows = numbers[:width]
-        shares = [1.0] * heads
+        gates = [1.0] * heads
+        if self._read_bias is not None:
+            biased = map(operator.add, numbers[width : width + heads], self._read_bias[i].tolist())
+            gates = list(map(self._opened, biased))
+            if not any(gates):
+                self._reads[i] = None
+                return
+        found, scale = self._asked(numbers[:width], gates, self._readable()[i])
+        if self._config.base_queries:
+            assert self._base is not None
+            of_base, its = self._asked(numbers[-width:], gates, self._base[i])
+            found, scale = found * np.float32(scale) + of_base * np.float32(its), 1.0
+        self._reads[i] = found, scale * self._scale
+
+    def _asked(self, rows: list[float], gates: list[float], state: Array) -> tuple[Array, float]:
+        """What a query that is not normalised yet reads of a state (H, r, r), (H * r), and what to multiply that by."""
+        heads, rank = self._heads
+        shares = gates
         if self._config.normalize_qk:
             # For eight numbers the plain functions are quicker than an array's. Reads are linear in the query: its
             # length and its gate wait until after the product.
             rows = list(map(math.tanh, rows))
-            shares = [1 / max(math.hypot(*rows[at : at + rank]), UNIT_EPS) for at in range(0, width, rank)]
-        if self._read_bias is not None:
-            biased = map(operator.add, numbers[width:], self._read_bias[i].tolist())
-            shares = [share * self._opened(gate) for share, gate in zip(shares, biased, strict=True)]
-            if not any(shares):
-                self._reads[i] = None
-                return
+            lengths = [max(math.hypot(*rows[at : at + rank]), UNIT_EPS) for at in range(0, heads * rank, rank)]
+            shares = [gate / length for gate, length in zip(gates, lengths, strict=True)]
         query = np.array(rows, np.float32)
-        state = self._readable()[i]
         if heads == 1:
-            self._reads[i] = state[0].dot(query), shares[0] * self._scale
-        else:
-            found = (state @ query.reshape(heads, rank, 1))[..., 0]
-            self._reads[i] = (found * np.array(shares, np.float32)[:, None]).ravel(), self._scale
+            return state[0].dot(query), shares[0]
+        found = (state @ query.reshape(heads, rank, 1))[..., 0]
+        return (found * np.array(shares, np.float32)[:, None]).ravel(), 1.0
 
     def _opened(self, gate: float) -> float:
         """A read gate from its logit."""
@@ -122,7 +132,7 @@ class TokenSteps:
     def _readable(self) -> Array:
         """What reads see, (L, H, r, r): the states, with the base states where there are such."""
         assert self.states is not None
-        if self._base is None:
+        if self._base is None or self._config.base_queries:
             return self.states
         if self._with_base is None or self._with_base[0] is not self.states:
             self._with_base = self.states, self.states + self._base

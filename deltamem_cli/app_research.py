@@ -133,6 +133,9 @@ def train_adapter(
     base_state: Annotated[
         bool | None, typer.Option("--base-state", help="Read a learned matrix together with the state.")
     ] = None,
+    base_queries: Annotated[
+        bool | None, typer.Option("--base-queries", help="Ask that matrix with queries of its own.")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Which layers, e.g. 0,5,10-20. Default: all.")] = None,
     warm_start: Annotated[
         bool | None,
@@ -170,6 +173,7 @@ def train_adapter(
         "own_share": own_share,
         "fading": fading,
         "base_state": base_state,
+        "base_queries": base_queries,
         "target_layers": None if layers is None else layer_numbers(layers),
     }
     recipe = {

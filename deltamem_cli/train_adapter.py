@@ -128,7 +128,8 @@ def chosen_preset(options: TrainOptions) -> Any:
     if changed.get("keys") == "own":
         changed = {"own_share": 1.0, "fading": 0.0} | changed  # those are of keys in pairs
     elif options.start is not None:
-        changed = {"own_share": 1.0, "fading": 0.0} | changed  # the adapter's, where nobody asks for another
+        # The adapter's own, where nobody asks for others.
+        changed = {"own_share": 1.0, "fading": 0.0, "base_queries": False} | changed
     config = replace(preset.config, **changed)
     if config.corrections == "last":
         config = replace(config, alpha=preset.config.alpha * config.rank / preset.config.rank)

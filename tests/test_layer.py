@@ -31,15 +31,16 @@ def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Te
     r, reads = c.rank, []
     for x_t in x:
         q, k, v = (getattr(layer, f"memory_{n}_proj") @ x_t for n in "qkv")
+        of_base = layer.memory_base_proj @ x_t if c.base_queries else q
         beta = torch.sigmoid(layer.beta_proj @ x_t + layer.beta_bias)
         beta = ((beta - c.write_gate_floor) / (1 - c.write_gate_floor)).clamp_min(0)
         lam = 1 - beta if c.couple_lambda else torch.sigmoid(layer.lambda_proj @ x_t + layer.lambda_bias)
         heads, read = [], []
         for h in range(c.num_state_heads):
             rows = slice(h * r, (h + 1) * r)
-            q_h, k_h, v_h = q[rows], k[rows], v[rows]
+            q_h, k_h, v_h, b_h = q[rows], k[rows], v[rows], of_base[rows]
             if c.normalize_qk:
-                q_h, k_h = (torch.tanh(y) / max(float(torch.tanh(y).norm()), 1e-6) for y in (q_h, k_h))
+                q_h, k_h, b_h = (torch.tanh(y) / max(float(torch.tanh(y).norm()), 1e-6) for y in (q_h, k_h, b_h))
             b, y = (g[rows] if c.rankwise_gates else g[h].expand(r) for g in (beta, lam))
             keep, erase = {
                 "standard": (y, b),
@@ -48,9 +49,10 @@ def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Te
             }[c.state_update_mode]
             if c.read_gate:
                 gate = torch.sigmoid(layer.read_gate_proj[h] @ x_t + layer.read_gate_bias[h])
-                q_h = q_h * max(0.0, (gate - c.read_gate_floor) / (1 - c.read_gate_floor))
+                opened = max(0.0, (gate - c.read_gate_floor) / (1 - c.read_gate_floor))
+                q_h, b_h = q_h * opened, b_h * opened
             s = state[h]
-            read.append((s + layer.base_state[h] if c.base_state else s) @ q_h)
+            read.append(s @ q_h + (layer.base_state[h] @ b_h if c.base_state else 0))
             heads.append(torch.diag(keep) @ s - torch.diag(erase) @ torch.outer(s @ k_h, k_h)
                          + torch.diag(b) @ torch.outer(v_h, k_h))  # fmt: skip
         state = torch.stack(heads)
@@ -67,7 +69,14 @@ OPTIONS = [
     if couple or mode != "no_lambda"
 ]  # fmt: skip
 OPTIONS += [
-    {"num_state_heads": heads, "base_state": True, "read_gate": True, "read_gate_floor": 0.3} for heads in (1, 3)
+    {
+        "num_state_heads": heads,
+        "base_state": True,
+        "base_queries": own,
+        "read_gate": gate,
+        "read_gate_floor": 0.3 * gate,
+    }
+    for heads, own, gate in ((1, False, True), (3, False, True), (1, True, True), (3, True, True), (3, True, False))
 ]
 OPTIONS += [{"state_update_mode": mode, "write_gate_floor": 0.4} for mode in ("standard", "no_lambda")]
 
@@ -164,8 +173,9 @@ def test_a_token_that_is_not_written_reads_all_the_same() -> None:
     assert (reads.abs().sum(-1) > 0).all()
 
 
-def test_a_call_that_only_reads_reads_the_base_state_too_and_padding_reads_nothing() -> None:
-    layer = make_layer(base_state=True)
+@pytest.mark.parametrize("own", [False, True])
+def test_a_call_that_only_reads_reads_the_base_state_too_and_padding_reads_nothing(own: bool) -> None:
+    layer = make_layer(base_state=True, base_queries=own)
     x, state = torch.randn(2, 5, HIDDEN, dtype=torch.float64), torch.zeros(2, 1, 4, 4, dtype=torch.float64)
     valid = torch.tensor([[True] * 5, [False, False, True, True, True]])
     nothing = torch.zeros(2, 5, dtype=torch.bool)

@@ -20,6 +20,10 @@ CONFIGS = {
     "read gate with a floor": DeltaMemConfig(read_gate=True, read_gate_floor=0.5, output_init="random"),
     "write gate with a floor": DeltaMemConfig(write_gate_floor=0.3, output_init="random"),
     "base state": DeltaMemConfig(num_state_heads=2, rank=4, base_state=True, output_init="random"),
+    "base state with queries of its own": DeltaMemConfig(base_state=True, base_queries=True, output_init="random"),
+    "heads, base state with queries of its own": DeltaMemConfig(
+        num_state_heads=2, rank=4, base_state=True, base_queries=True, read_gate=True, output_init="random"
+    ),
     "corrections at the last layer": DeltaMemConfig(
         num_state_heads=2, rank=4, delta_heads=("o",), corrections="last", read_gate=True, output_init="random"
     ),

@@ -28,9 +28,10 @@ from deltamem.training.places.start import start_from
 from deltamem.training.presets import Preset
 from deltamem.training.team import Team
 from deltamem.training.trainer import Fit, Trainer
+from deltamem.training.warm_start import delta_layers
 
 CARD_FILE = "README.md"
-EXTENSIONS = ("base_state", "read_gate_floor", "write_gate_floor")
+EXTENSIONS = ("base_state", "base_queries", "read_gate_floor", "write_gate_floor")
 """Options that an adapter can be given which was trained without them; what keys are made of, state heads and a larger
 rank are others."""
 KEYS_OF = ("own_share", "fading")
@@ -154,6 +155,9 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
     wider = DeltaMemory.attach(memory.model, config)
     if not _more_heads(wider, memory) and wider.config.rank == memory.config.rank:
         wider.adapter.load_state_dict(memory.adapter.state_dict(), strict=False)
+        if config.base_queries and not memory.config.base_queries:
+            for layer in delta_layers(wider):
+                layer.memory_base_proj.data.copy_(layer.memory_q_proj)
     return wider
 
 

@@ -49,7 +49,13 @@ gates and of what is said in ordinary talk.
 """
 _MARGIN = 0.5
 """Logits that a gate which is to be shut is to be below its floor."""
-_RATES = {"memory_q_proj": 1.0, "read_gate_proj": 3.0, "read_gate_bias": 3.0, "base_state": 4.0}
+_RATES = {
+    "memory_q_proj": 1.0,
+    "memory_base_proj": 1.0,
+    "read_gate_proj": 3.0,
+    "read_gate_bias": 3.0,
+    "base_state": 4.0,
+}
 """Of what is trained, relative to other fits."""
 _CLIP = 5.0
 

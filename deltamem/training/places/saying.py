@@ -215,12 +215,13 @@ class Saying:
         device = stacked.device
         with torch.no_grad():
             # A query is as long as its read gate stands open.
-            q = stacked.queries(places.hidden.to(device))
+            hidden = places.hidden.to(device)
+            q = stacked.queries(hidden)
             opened = q.norm(dim=-1).mean(-1, keepdim=True)
         read = _WRITTEN * opened * (places.cosines.to(device) @ stacked.values(places.told.to(device)))
         reads = read.unflatten(-1, (config.num_state_heads, config.rank)).transpose(0, 1)
         if config.base_state:
-            reads = reads + stacked.of_base_state(q)
+            reads = reads + stacked.of_base_state(hidden, q)
         return places.residuals.to(device) + stacked.corrections(reads)
 
 

@@ -92,10 +92,10 @@ class Stacked:
         """How far read gates stand open, (layers, N, H), before any floor."""
         return torch.sigmoid(self._product(x, "read_gate_proj") + self._all("read_gate_bias")[:, None])
 
-    def queries(self, x: Tensor) -> Tensor:
+    def queries(self, x: Tensor, of: str = "memory_q_proj") -> Tensor:
         """(layers, N, H, r)."""
         config = self.config
-        q: Tensor = self._product(x, "memory_q_proj").unflatten(-1, (config.num_state_heads, config.rank))
+        q: Tensor = self._product(x, of).unflatten(-1, (config.num_state_heads, config.rank))
         if config.normalize_qk:
             q = unit(torch.tanh(q))
         if config.read_gate:
@@ -112,10 +112,12 @@ class Stacked:
         """
         q = self.queries(x)
         reads = rows.flat(torch.einsum("lbhij,bmlhj->bmlhi", states, rows.padded(q.transpose(0, 1))))
-        return reads + self.of_base_state(q) if self.config.base_state else reads
+        return reads + self.of_base_state(x, q) if self.config.base_state else reads
 
-    def of_base_state(self, q: Tensor) -> Tensor:
-        """What queries (layers, N, H, r) read of the base state, (N, layers, H, r)."""
+    def of_base_state(self, x: Tensor, q: Tensor) -> Tensor:
+        """What places x read of the base state, (N, layers, H, r), with their queries (layers, N, H, r) or others."""
+        if self.config.base_queries:
+            q = self.queries(x, "memory_base_proj")
         return torch.einsum("lhij,lnhj->nlhi", self._all("base_state"), q)
 
     def bent(self, hidden: Tensor, residuals: Tensor, states: Tensor, rows: Tensor) -> Tensor:

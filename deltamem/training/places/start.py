@@ -101,6 +101,8 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
         with torch.no_grad():
             layer.memory_k_proj.copy_(_SCALE * turn @ keys)
             layer.memory_q_proj.copy_(_SCALE * turn @ queries)
+            if memory.config.base_queries:
+                layer.memory_base_proj.copy_(layer.memory_q_proj)
             layer.beta_bias.fill_(_OPEN)
     _learn_to_say(memory, bank, found(memory, bank, named, seed), seed, report)
 
