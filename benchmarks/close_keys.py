@@ -23,6 +23,7 @@ from deltamem.episodes.batches import read_batch, write_batch
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.evaluation.tasks.recall import CLOSE
+from deltamem.key_pairs import lent
 from deltamem.layer import told_of
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.recorder import Recorder
@@ -38,12 +39,11 @@ def key_and_query(passes: Passes, noun: str) -> tuple[Tensor, Tensor]:
     question = Question(f"What is my {noun} called?", f"Your {noun} is called {VALUE}.", VALUE, noun)
     batch = write_batch(passes.form, [Episode((Turn(f"My {noun} is called {VALUE}.", "Got it."),), (question,))])
     at = int((batch.values[0] > 0).nonzero()[0])
-    here, before = torch.zeros_like(batch.written), torch.zeros_like(batch.written)
-    here[0, at], before[0, at - 1] = True, True
-    with memory.disabled(), Recorder(memory, here) as told, Recorder(memory, before) as lends:
+    with memory.disabled(), Recorder(memory, torch.ones_like(batch.written)) as seen:
         passes.run(batch)
-    lent = lends.stacked() if memory.config.keys == "pair" else None
-    key = told_of(memory.config, layers.told_products(told.stacked(), lent, told.stacked())).k
+    hidden = seen.stacked()
+    told, before = hidden[:, at : at + 1], lent(hidden, None, batch.written, memory.config.fading)[:, at : at + 1]
+    key = told_of(memory.config, layers.told_products(told, before if memory.config.keys == "pair" else None, told)).k
     asked = read_batch(passes.form, [(0, question)])
     place = torch.zeros_like(asked.valid)
     place[0, asked.valid.shape[1] - asked.values.shape[1] + int((asked.values[0] > 0).nonzero()[0])] = True

@@ -92,7 +92,8 @@ def token_agrees() -> list[Row]:
     ]
     in_pairs = {"keys": "pair", "read_gate": True, "read_gate_floor": 0.2, "write_gate_floor": 0.2, "base_state": True}
     for share, fading in ((1.0, 0.0), (0.2, 0.0), (0.3, 0.7)):
-        shapes.append((1, "no_lambda", in_pairs | {"own_share": share, "fading": fading}))
+        keys = {"own_share": share, "fading": fading, "base_queries": fading > 0}
+        shapes.append((1, "no_lambda", in_pairs | keys))
     for heads, mode, more in shapes:
         torch.manual_seed(0)
         config = DeltaMemConfig(num_state_heads=heads, state_update_mode=mode, output_init="random", **more)
