@@ -51,6 +51,9 @@ def passed_on(keys: Tensor, first: Tensor | None, there: Tensor | None, fading: 
     own = keys if there is None else keys * there[..., None]
     if not fading:
         return own
+    if keys.shape[1] == 1:
+        before = None if first is None else fading * first.to(keys)[:, None]
+        return own if before is None else own + (before if there is None else before * there[..., None])
     everywhere = torch.ones(keys.shape[:2], dtype=torch.bool, device=keys.device)
     goes_on = everywhere if there is None else there.to(keys.device)
     held, parts = None if first is None else first.to(keys), []
@@ -63,8 +66,8 @@ def passed_on(keys: Tensor, first: Tensor | None, there: Tensor | None, fading: 
         shares = torch.where(reaches, fading ** ago.clamp_min(0), 0.0).to(keys)
         found = shares @ part
         if held is not None:
-            before = torch.where(ends == 0, fading ** (steps + 1), 0.0).to(keys)
-            found = found + before[..., None] * held[:, None]
+            still = torch.where(ends == 0, fading ** (steps + 1), 0.0).to(keys)
+            found = found + still[..., None] * held[:, None]
         parts.append(found)
         held = found[:, -1]
     return torch.cat(parts, dim=1)

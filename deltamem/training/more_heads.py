@@ -14,7 +14,6 @@ from deltamem.config import PROJECTIONS
 from deltamem.memory import DeltaMemory
 from deltamem.training.warm_start import delta_layers
 
-_BASE = ("memory_base_proj",)
 _HEARD = 0.3
 """How loud the new heads are at first, of what fresh ones would be: what they say is rough, and the old ones are heard
 beside them."""
@@ -30,7 +29,8 @@ def put_heads_back(memory: DeltaMemory, before: DeltaMemory) -> None:
     with torch.no_grad():
         for layer, old in zip(delta_layers(memory), delta_layers(before), strict=True):
             width = len(old.memory_q_proj)
-            for name in ("memory_q_proj", "memory_k_proj", "memory_v_proj", *_BASE[: before.config.base_queries]):
+            base = ["memory_base_proj"] if before.config.base_queries else []
+            for name in ("memory_q_proj", "memory_k_proj", "memory_v_proj", *base):
                 getattr(layer, name)[:width] = getattr(old, name)
             for p in PROJECTIONS:
                 correction: Tensor = getattr(layer, f"delta_{p}_proj")

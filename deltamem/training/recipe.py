@@ -21,8 +21,8 @@ class Recipe:
         window: longest history, in tokens, that is written with itself in the context; the state carries the rest.
         truncate: how many of its last windows the gradient goes back through.
         learning_rate: peak of AdamW.
-        fitted_rate: learning rate of W_q and W_k, relative to `learning_rate`. They begin fitted, and Adam's steps do
-            not get smaller where there is little to learn.
+        fitted_rate: learning rate of W_q, W_k and what asks the base state, relative to `learning_rate`. They begin
+            fitted, and Adam's steps do not get smaller where there is little to learn.
         value_rate: that of W_v.
         gate_rate: that of the write gates.
         output_rate: that of the corrections.
@@ -140,7 +140,7 @@ class Recipe:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""
         if self.keep_writing and name.startswith(("memory_k", "memory_v", "beta", "lambda")):
             return 0.0
-        if name in ("memory_q_proj", "memory_k_proj"):
+        if name in ("memory_q_proj", "memory_k_proj", "memory_base_proj"):
             return self.fitted_rate
         if name == "memory_v_proj":
             return self.value_rate

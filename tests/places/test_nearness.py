@@ -15,9 +15,11 @@ from deltamem.training.places.bank import Bank, Fact, Topic
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.lots import Lots
 from deltamem.training.places.nearness import nearest
+from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.recipe import Recipe
 from deltamem.training.team import Team
+from deltamem.training.warm_start import delta_layers
 
 NEAR = {"dog": ["puppy"], "puppy": ["dog"], "sister": ["brother"], "brother": ["sister"]}
 OTHERS = ["horse", "goat", "yacht", "canary", "mother", "boss", "neighbour", "teacher"]
@@ -105,6 +107,8 @@ def test_holding_apart_keeps_a_query_to_its_own_key(passes: Passes, bank: Bank) 
     numbers = torch.stack([every, 2 * every + 1])
     with torch.no_grad():
         for n, parameter in passes.memory.adapter.named_parameters():
+            if n.endswith("delta_o_proj"):
+                parameter.normal_()  # what is not heard counts for nothing
             if n.endswith("memory_q_proj"):
                 parameter.copy_(passes.memory.adapter.get_parameter(n.replace("_q_", "_k_")))
     trained = [p for n, p in passes.memory.adapter.named_parameters() if n.endswith(("memory_q_proj", "memory_k_proj"))]
@@ -112,13 +116,19 @@ def test_holding_apart_keeps_a_query_to_its_own_key(passes: Passes, bank: Bank) 
     losses = []
     for n in range(60):
         step._generator.manual_seed(n)
-        step._layers = type(step._layers)(step._layers._layers)
+        step._layers = Stacked(delta_layers(passes.memory))
         loss = step._held_apart(numbers)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
     assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    mute = delta_layers(passes.memory)[0]
+    mute.delta_o_proj.data.zero_()
+    step._layers = Stacked(delta_layers(passes.memory))
+    optimizer.zero_grad()
+    step._held_apart(numbers).backward()
+    assert not mute.memory_k_proj.grad.any(), "what is not heard need not be held apart"
     figures = step.backward(0)
     assert figures["apart"] > 0
     without = PlacesStep(passes, replace(recipe, apart_weight=0.0), whole, Team(cpu=True))

@@ -197,7 +197,8 @@ class Drawing:
         others = rng.sample(self._topics, min(count // 2, len(self._topics)))
         topics = list(dict.fromkeys([*some, *others]))
         told = [rng.choice(self._beginnings[self._numbers[topic]]) for topic in topics]
-        return torch.tensor([told, [rng.choice(self._first_places[topic]) for topic in topics]])
+        asked = [rng.choice(self._first_places[topic]) for topic in topics]
+        return torch.tensor([told, asked], dtype=torch.long)
 
     def _facts(self, rng: random.Random, count: int) -> list[Fact]:
         close = self._near and count > 1 and rng.random() < _CLOSE
