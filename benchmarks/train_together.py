@@ -34,7 +34,7 @@ from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.bank import Bank, joined, part_of, with_words
-from deltamem.training.places.start import start_from
+from deltamem.training.places.start import begin_keys_anew, start_from
 from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.places.whole import whole_bank
 from deltamem.training.presets import PRESETS
@@ -42,6 +42,7 @@ from deltamem.training.recipe import Recipe
 from deltamem.training.run import KEYS_OF, extended
 from deltamem.training.trainer import Trainer
 
+_GIVEN = (int, float, bool)
 _BEGINNING = 20
 """Seconds it takes a run to begin, about."""
 
@@ -71,7 +72,10 @@ def parse_run(text: str, common: Recipe, config: DeltaMemConfig) -> Run:
     if start is not None:
         given.setdefault("easy_steps", "0")
     rank, heads = int(given.pop("rank", config.rank)), int(given.pop("heads", 1))
-    kinds = {f.name: kind for f in fields(Recipe) if (kind := type(getattr(common, f.name))) in (int, float)}
+    kinds: dict[str, Any] = {f.name: type(getattr(common, f.name)) for f in fields(Recipe)}
+    kinds = {
+        name: (lambda text: text == "1") if kind is bool else kind for name, kind in kinds.items() if kind in _GIVEN
+    }
     if unknown := sorted(given.keys() - kinds.keys()):
         raise SystemExit(f"there is no option {', '.join(unknown)} in --run {text}")
     options: dict[str, Any] = {key: kinds[key](value) for key, value in given.items()}
@@ -98,13 +102,15 @@ def train(run: Run, bank: Bank, few: Bank | None, options: argparse.Namespace) -
         fresh.save_pretrained(directory)
         fresh.detach()
     # A bank is of one sort of keys, whatever a run begins with.
-    keys = DeltaMemConfig(keys="pair", **{name: getattr(run.config, name) for name in KEYS_OF})
+    given = {name: getattr(run.config, name) for name in KEYS_OF}
+    keys = DeltaMemConfig(keys="pair", base_state=True, base_queries=run.recipe.new_keys, **given)
 
     def attach(model: Any) -> DeltaMemory:
         return extended(DeltaMemory.from_pretrained(model, run.start or directory), keys)
 
     passes, people = prepared(options, attach)
-    trainer = Trainer(passes, run.recipe, directory, people, workers=options.workers, bank=bank)
+    fit = begin_keys_anew if run.recipe.new_keys else None
+    trainer = Trainer(passes, run.recipe, directory, people, fit=fit, workers=options.workers, bank=bank)
     log(f"{run.name}: begins")
     steps: list[Any] = []
     for report in trainer.run():
@@ -182,6 +188,8 @@ def main() -> None:
     parser.add_argument("--read-steps", type=int, default=200)
     parser.add_argument("--bank", type=int, default=24_000, help="episodes")
     parser.add_argument("--start-facts", type=int, default=4000, help="facts for the closed-form start")
+    parser.add_argument("--own-share", type=float, help="of keys, of the bank and of all runs")
+    parser.add_argument("--fading", type=float, help="of keys, of the bank and of all runs")
     parser.add_argument("--vocabulary", type=int, default=2)
     parser.add_argument("--impersonal", type=int, default=5)
     parser.add_argument("--made-up", type=int, default=200)
@@ -210,7 +218,8 @@ def main() -> None:
         eval_every=10**9,
         save_every=10**9,
     )
-    config = replace(preset.config, target_layers=tuple(range(4, 30)))
+    given = {name: value for name in KEYS_OF if (value := getattr(options, name)) is not None}
+    config = replace(preset.config, target_layers=tuple(range(4, 30)), **given)
     began = time.monotonic()
     torch.set_float32_matmul_precision("high")
     options.output.mkdir(parents=True, exist_ok=True)

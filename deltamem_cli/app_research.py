@@ -57,6 +57,9 @@ def train_adapter(
     read_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of reading alone, after all others (places).")
     ] = None,
+    new_keys: Annotated[
+        bool, typer.Option("--new-keys", help="Begin --from's keys and queries anew, fitted; keep the rest (places).")
+    ] = False,
     keep_writing: Annotated[
         bool,
         typer.Option("--keep-writing", help="Train reading alone: --from's profiles stay readable (places)."),
@@ -186,6 +189,7 @@ def train_adapter(
         "say_steps": say_steps,
         "gate_steps": gate_steps,
         "read_steps": read_steps,
+        "new_keys": new_keys or None,
         "keep_writing": keep_writing or None,
         "vocabulary": vocabulary,
         "easy_steps": easy_steps,

@@ -129,7 +129,8 @@ def chosen_preset(options: TrainOptions) -> Any:
         changed = {"own_share": 1.0, "fading": 0.0} | changed  # those are of keys in pairs
     elif options.start is not None:
         # The adapter's own, where nobody asks for others.
-        changed = {"own_share": 1.0, "fading": 0.0, "base_queries": False} | changed
+        own = {"own_share": 1.0, "fading": 0.0, "base_queries": bool(recipe.get("new_keys"))}
+        changed = own | changed
     config = replace(preset.config, **changed)
     if config.corrections == "last":
         config = replace(config, alpha=preset.config.alpha * config.rank / preset.config.rank)
@@ -144,11 +145,14 @@ def chosen_preset(options: TrainOptions) -> Any:
         recipe.setdefault("easy_steps", 0)
         recipe.setdefault("key_steps", 0)
         recipe.setdefault("say_steps", 0)
-    elif recipe.get("gate_steps") or recipe.get("keep_writing"):
-        raise DataError("--gate-steps and --keep-writing go on with an adapter; give --from")
-    written_anew = recipe.get("key_steps") or recipe.get("say_steps") or "rank" in options.config
-    if recipe.get("keep_writing") and written_anew:
-        raise DataError("--keep-writing leaves keys and values alone; leave out --key-steps, --say-steps and --rank")
+    elif recipe.get("gate_steps") or recipe.get("keep_writing") or recipe.get("new_keys"):
+        raise DataError("--gate-steps, --keep-writing and --new-keys go on with an adapter; give --from")
+    written_anew = any(recipe.get(name) for name in ("key_steps", "say_steps", "new_keys"))
+    if recipe.get("keep_writing") and (written_anew or options.config.keys() & {"rank", "own_share", "fading"}):
+        raise DataError(
+            "--keep-writing leaves keys and values alone; leave out --key-steps, --say-steps, --new-keys, --rank, "
+            "--own-share and --fading"
+        )
     alone = recipe.get("gate_steps") or recipe.get("read_steps", preset.recipe.read_steps)
     if recipe.get("steps") == 0 and not alone:
         raise DataError("--steps 0 leaves nothing to train; give --read-steps or --gate-steps, or more steps")

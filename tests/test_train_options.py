@@ -25,6 +25,9 @@ def options_of(**asked: Any) -> TrainOptions:
     [
         (None, {}, {"gate_steps": 5}, "give --from"),
         (None, {}, {"keep_writing": True}, "give --from"),
+        (None, {}, {"new_keys": True}, "give --from"),
+        ("x", {}, {"keep_writing": True, "new_keys": True}, "leave out --key-steps"),
+        ("x", {"fading": 0.7}, {"keep_writing": True}, "--fading"),
         ("x", {}, {"keep_writing": True, "key_steps": 5}, "leave out --key-steps"),
         ("x", {"rank": 16}, {"keep_writing": True}, "--rank"),
         ("x", {}, {"steps": 0, "read_steps": 0}, "leaves nothing to train"),
@@ -62,6 +65,8 @@ def test_an_adapter_that_is_carried_on_keeps_its_keys_unless_others_are_asked_fo
         assert all(torch.equal(tensor, before[name]) for name, tensor in carried.adapter.state_dict().items())
         return carried.config.own_share, carried.config.fading
 
+    anew = chosen_preset(options_of(start="x", recipe={"new_keys": True})).config
+    assert anew.base_queries and not chosen_preset(options_of(start="x")).config.base_queries
     assert made_of() == (0.2, 0.0)
     assert made_of(own_share=0.3, fading=0.7) == (0.3, 0.7)
 

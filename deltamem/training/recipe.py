@@ -51,6 +51,8 @@ class Recipe:
             after those.
         read_steps: steps in which queries, read gates and the base state alone learn how replies begin and to read what
             is written, after all others, where corrections go to the last layer.
+        new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
+            the last layer; the rest goes on.
         keep_writing: no step changes keys, values or write gates: what was written by the adapter a run began with
             means the same to the one it leaves.
         vocabulary: how often each of the tokenizer's word pieces is told, in place of values of the bank, where
@@ -112,6 +114,7 @@ class Recipe:
     say_steps: int = 0
     gate_steps: int = 0
     read_steps: int = 0
+    new_keys: bool = False
     keep_writing: bool = False
     vocabulary: int = 0
     easy_steps: int = 0

@@ -24,7 +24,7 @@ from deltamem.training.data import parse_mix
 from deltamem.training.fitting import fit_memory
 from deltamem.training.more_heads import put_heads_back
 from deltamem.training.places.longer import lengthen
-from deltamem.training.places.start import start_from
+from deltamem.training.places.start import begin_keys_anew, start_from
 from deltamem.training.presets import Preset
 from deltamem.training.team import Team
 from deltamem.training.trainer import Fit, Trainer
@@ -109,6 +109,8 @@ def prepare(
         if not on_places:
             raise DataError("--from with a larger --rank is for steps on places; use --preset places")
         fit = partial(lengthen, before)
+    elif on_places and start is not None and preset.recipe.new_keys:
+        fit = begin_keys_anew
     trainer = Trainer(
         passes, preset.recipe, directory, people, mix, team, curriculum, tensorboard, fit, report, workers
     )

@@ -27,7 +27,7 @@ from deltamem.training.places.longer import lengthen
 from deltamem.training.places.reading import Asking, fit_reading
 from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.places.stacked import Stacked
-from deltamem.training.places.start import agreeing, pairs, start_from, telling
+from deltamem.training.places.start import agreeing, begin_keys_anew, pairs, start_from, telling
 from deltamem.training.places.tail import Tail
 from deltamem.training.places.vocabulary import _told_in, tell_vocabulary
 from deltamem.training.recorder import Recorder
@@ -93,6 +93,25 @@ def test_directions_are_dealt_among_layers(passes: Passes, bank: Bank, monkeypat
     passes.memory.detach()
     start_from(DeltaMemory.attach(passes.model, replace(passes.memory.config, rank=4)), bank)
     assert asked[-len(asked) // 2 :] == [n % 2 * 8 for n in range(len(asked) // 2)]
+
+
+def test_keys_that_begin_anew_are_found_and_the_rest_goes_on(passes: Passes, bank: Bank) -> None:
+    wider = extended(passes.memory, replace(passes.memory.config, base_queries=True))
+    anew = Passes(wider, passes.form)
+    with torch.no_grad():
+        for layer in wider.adapter:
+            layer.base_state.normal_()  # type: ignore[union-attr, operator]
+    before, were = {n: t.clone() for n, t in wider.adapter.state_dict().items()}, nearness(anew, bank)
+    hidden = bank.openings[:, :20].float()
+    stacked = Stacked(delta_layers(wider))
+    said = stacked.of_base_state(hidden, stacked.queries(hidden)).clone()
+    begin_keys_anew(wider, bank)
+    after = wider.adapter.state_dict()
+    moved = {n.rpartition(".")[2] for n, tensor in after.items() if not torch.equal(tensor, before[n])}
+    assert moved == {"memory_q_proj", "memory_k_proj", "memory_v_proj"}
+    stacked = Stacked(delta_layers(wider))
+    torch.testing.assert_close(stacked.of_base_state(hidden, stacked.queries(hidden)), said)
+    assert nearness(anew, bank) > max(0.15, 3 * were)
 
 
 def nearness(passes: Passes, bank: Bank) -> float:
@@ -233,7 +252,7 @@ def test_how_well_keys_are_found_is_measured_by_head(passes: Passes, people: Syn
     weights = stacked_weights(passes.memory)
     squares: dict[tuple[int, int], list[float]] = {}
     with torch.no_grad():
-        keys = weights.unit(weights.key, telling(bank, named.told))
+        keys = weights.unit(weights.key, telling(passes.memory.config, bank, named.told))
         queries = weights.unit(weights.query, bank.places[:, named.asked].float())
         for n, told in enumerate(named.told_about.tolist()):
             for m, asked in enumerate(named.asked_about.tolist()):
