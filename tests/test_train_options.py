@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any
 
@@ -69,6 +70,24 @@ def test_an_adapter_that_is_carried_on_keeps_its_keys_unless_others_are_asked_fo
     assert anew.base_queries and not chosen_preset(options_of(start="x")).config.base_queries
     assert made_of() == (0.2, 0.0)
     assert made_of(own_share=0.3, fading=0.7) == (0.3, 0.7)
+
+
+def test_queries_of_its_own_ask_the_base_state_the_same_at_first(ids: Callable[..., torch.Tensor]) -> None:
+    model = make_model()
+    memory = make_memory(model, read_gate=True, rankwise_gates=False, base_state=True, output_init="random")
+    with torch.no_grad():
+        for layer in memory.adapter:
+            layer.base_state.normal_()  # type: ignore[union-attr, operator]
+    tokens = ids(1, 9)
+    with memory.writing(), torch.no_grad():
+        expected = model(input_ids=tokens).logits
+    wider = extended(memory, DeltaMemConfig(base_state=True, base_queries=True))
+    assert wider.config.base_queries and extended(wider, DeltaMemConfig()) is wider
+    with wider.writing(), torch.no_grad():
+        torch.testing.assert_close(model(input_ids=tokens).logits, expected)
+    for more in ({"rank": 16}, {"num_state_heads": 2}):
+        with pytest.raises(DataError, match="one after the other"):
+            extended(memory, DeltaMemConfig(base_state=True, base_queries=True, **more))
 
 
 def test_keys_of_a_token_alone_count_all_of_it() -> None:

@@ -349,21 +349,6 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path, tiny_backbone: Path
         assert b["parts"] == pytest.approx(a["parts"], rel=1e-3, abs=1e-5)
 
 
-def test_queries_of_its_own_ask_the_base_state_the_same_at_first(ids: Callable[..., torch.Tensor]) -> None:
-    model = make_model()
-    memory = make_memory(model, read_gate=True, base_state=True, output_init="random")
-    with torch.no_grad():
-        for layer in memory.adapter:
-            layer.base_state.normal_()  # type: ignore[union-attr, operator]
-    tokens = ids(1, 9)
-    with memory.writing(), torch.no_grad():
-        expected = model(input_ids=tokens).logits
-    wider = extended(memory, DeltaMemConfig(base_state=True, base_queries=True))
-    assert wider.config.base_queries and extended(wider, DeltaMemConfig()) is wider
-    with wider.writing(), torch.no_grad():
-        torch.testing.assert_close(model(input_ids=tokens).logits, expected)
-
-
 def test_an_adapter_goes_on_with_a_base_state_that_changes_nothing_at_first(ids: Callable[..., torch.Tensor]) -> None:
     model = make_model()
     plain = make_memory(model, read_gate=True)

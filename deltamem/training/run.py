@@ -93,6 +93,8 @@ def prepare(
     on_places = memory.config.corrections == "last" and recipe.cached_steps + recipe.read_steps + recipe.gate_steps > 0
     if memory.config.keys == "pair" and not on_places:
         raise DataError("keys in pairs are learnt by steps on places alone; use --preset places")
+    if recipe.new_keys and not on_places:
+        raise DataError("--new-keys is for steps on places; use --preset places")
     if not recipe.steps and not on_places:
         raise DataError("--read-steps and --gate-steps are for corrections to the last layer; give --steps as well")
     if checkpointing:
@@ -151,6 +153,11 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
             )
         given |= {"rank": rank, "alpha": memory.config.alpha * rank / short}
     config = replace(memory.config, **given)
+    larger = config.num_state_heads > had or config.rank > short
+    if larger and config.base_queries and not memory.config.base_queries:
+        raise DataError(
+            "--base-queries and --new-keys can't come with more heads or a larger --rank; do one after the other"
+        )
     if config == memory.config:
         return memory
     memory.detach()
