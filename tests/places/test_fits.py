@@ -24,10 +24,11 @@ from deltamem.training.places.builder import build_bank
 from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
+from deltamem.training.places.names import pairs, telling
 from deltamem.training.places.reading import Asking, fit_reading
 from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.places.stacked import Stacked
-from deltamem.training.places.start import agreeing, begin_keys_anew, pairs, start_from, telling
+from deltamem.training.places.start import begin_keys_anew, start_from
 from deltamem.training.places.tail import Tail
 from deltamem.training.places.vocabulary import _told_in, tell_vocabulary
 from deltamem.training.recorder import Recorder
@@ -72,29 +73,6 @@ def test_a_longer_adapter_says_what_it_said_until_it_is_trained(
     assert extended(longer, config) is longer, "nobody asked for a rank"
 
 
-def test_directions_are_dealt_among_layers(passes: Passes, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    about = torch.arange(20).repeat(5)
-    x, y = torch.randn(2, 100, 24, generator=generator) + torch.randn(20, 24, generator=generator)[about]
-    every, later = agreeing(x, about, y, about, 12), agreeing(x, about, y, about, 8, first=4)
-    for first, then in zip(every, later, strict=True):
-        torch.testing.assert_close(first[4:], then)
-    assert not agreeing(x, about, y, about, 8, first=40)[0].any()
-    asked: list[int] = []
-
-    def seen(*args: Any, first: int) -> Any:
-        asked.append(first)
-        return agreeing(*args, first=first)
-
-    monkeypatch.setattr(start, "agreeing", seen)
-    monkeypatch.setattr(start, "_SAYING_STEPS", 1)
-    start_from(passes.memory, bank)
-    assert set(asked) == {0} and len(asked) > 1, "two heads of rank 8 take a third of the 48 there are"
-    passes.memory.detach()
-    start_from(DeltaMemory.attach(passes.model, replace(passes.memory.config, rank=4)), bank)
-    assert asked[-len(asked) // 2 :] == [n % 2 * 8 for n in range(len(asked) // 2)]
-
-
 def test_keys_that_begin_anew_are_found_and_the_rest_goes_on(passes: Passes, bank: Bank) -> None:
     wider = extended(passes.memory, replace(passes.memory.config, base_queries=True))
     anew = Passes(wider, passes.form)
@@ -108,7 +86,7 @@ def test_keys_that_begin_anew_are_found_and_the_rest_goes_on(passes: Passes, ban
     begin_keys_anew(wider, bank)
     after = wider.adapter.state_dict()
     moved = {n.rpartition(".")[2] for n, tensor in after.items() if not torch.equal(tensor, before[n])}
-    assert moved == {"memory_q_proj", "memory_k_proj", "memory_v_proj"}
+    assert moved == {"memory_q_proj", "memory_k_proj"}
     stacked = Stacked(delta_layers(wider))
     torch.testing.assert_close(stacked.of_base_state(hidden, stacked.queries(hidden)), said)
     assert nearness(anew, bank) > max(0.15, 3 * were)

@@ -23,7 +23,7 @@ from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
-from deltamem.training.places.start import one_each, pairs, telling
+from deltamem.training.places.names import one_each, pairs, telling
 from deltamem.training.warm_start import delta_layers
 
 _CLIP = 1.0

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.start import agreeing, pairs, telling
+from deltamem.training.places.directions import agreeing
+from deltamem.training.places.names import pairs, telling
 from deltamem.training.warm_start import delta_layers
 
 _SPREAD = 0.5

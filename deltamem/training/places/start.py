@@ -1,9 +1,8 @@
 """A start for keys, queries, values and corrections, in closed form from the bank.
 
 * **W_k, W_q**: the directions in which the hidden state of a told value and that of the place where it is asked for
-  agree most on what the fact is about (canonical correlation analysis over topics), turned at random so that every
-  head gets as much of them as every other. Every second layer takes those after the first: what nouns that are near
-  each other differ in is not among the first, and those are much the same in all layers.
+  agree most on what the fact is about (`directions.py`), turned at random so that every head gets as much of them as
+  every other.
 * **W_v, D_o**: a code of the token, as in `training/warm_start.py`; what is added to the last residual gives it back.
   Beside a residual ten times as long that is hardly heard, and beside what else was told it is not told apart. So the
   two then learn, alone, to say a token among others that are read along with it, and of those there are more as soon
@@ -14,35 +13,26 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltamem.config import DeltaMemConfig
 from deltamem.episodes.grouped import grouped
 from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
 from deltamem.training.places.among import some_among
-from deltamem.training.places.bank import Bank, Report, Topic
+from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend
+from deltamem.training.places.directions import Directions
+from deltamem.training.places.names import Named, one_each, pairs, telling
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
 from deltamem.training.warm_start import delta_layers, fit_values
 
-_DEALT = 2
-"""Layers among which directions are dealt, the first ones to the first, those after them to the next, where there are
-so many."""
 _SCALE = 0.3
 """Length of keys before the hyperbolic tangent: small, so that it bends them little at first."""
-_RIDGE = 0.05
-"""Added to variances, relative to their mean."""
-_ANEW = 0.5
-"""Values of an adapter whose keys begin anew, of what they were: v17's queries found its keys with a cosine of 0.2, in
-the mean over layers, and with keys that were fitted it is 0.4."""
 _OPEN = 3.0
 """Logit of the write gates at first: what is no value is yet to shut them."""
 _SAYING_STEPS, _SAYING_RATE, _SAID, _AMONG = 1200, 4.0, 256, 8000
@@ -96,39 +86,23 @@ def start_from(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | 
 
 def begin_keys_anew(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | None = None) -> None:
     """Set W_k and W_q of a trained adapter as a start does, and leave the rest: with queries of its own the base state
-    says what it said. Such keys are found so well that values are written at half of what they were.
+    says what it said.
     """
     _fit_keys(memory, bank, pairs(bank), seed, report)
-    with torch.no_grad():
-        for layer in delta_layers(memory):
-            layer.memory_v_proj.mul_(_ANEW)
 
 
 def _fit_keys(memory: DeltaMemory, bank: Bank, named: Named, seed: int, report: Report | None) -> None:
     generator = torch.Generator().manual_seed(seed)
-    layers = delta_layers(memory)
-    count = len(layers[0].memory_k_proj)
-    dealt = min(_DEALT, max(1, layers[0].hidden_size // (2 * count)))
+    layers, directions = delta_layers(memory), Directions(named)
     for i, layer in enumerate(layers):
         if report is not None:
             report("fitting keys", i / len(layers))
-        keys, queries = agreeing(
-            telling(memory.config, bank, named.told, i),
-            named.told_about,
-            bank.places[i][named.asked].float(),
-            named.asked_about,
-            count,
-            first=i % dealt * count,
-        )
-        turn, _ = torch.linalg.qr(torch.randn(len(keys), len(keys), generator=generator))
+        told, asked = telling(memory.config, bank, named.told, i), bank.places[i][named.asked].float()
+        keys, queries = directions.fitted(i, told, asked, len(layer.memory_k_proj))
+        turn = torch.linalg.qr(torch.randn(len(keys), len(keys), generator=generator))[0].to(keys)
         with torch.no_grad():
             layer.memory_k_proj.copy_(_SCALE * turn @ keys)
             layer.memory_q_proj.copy_(_SCALE * turn @ queries)
-
-
-def one_each(rng: random.Random, where: Mapping[int, Sequence[int]], names: Sequence[int]) -> Tensor:
-    """One of the tokens or places of every name."""
-    return torch.tensor([rng.choice(where[n]) for n in names])
 
 
 @torch.no_grad()
@@ -198,115 +172,3 @@ def _learn_to_say(memory: DeltaMemory, bank: Bank, cosines: Cosines, seed: int, 
 
     rates = [_SAYING_RATE] * len(weights)
     descend(weights, loss, _SAYING_STEPS, "learning to say what is read", report, rates=rates)
-
-
-def telling(config: DeltaMemConfig, bank: Bank, told: Tensor, layer: int | slice = slice(None)) -> Tensor:
-    """What keys of told tokens (n,) are made of, in a layer (n, hidden size) or in all (layers, n, hidden size).
-
-    Where `own_share` goes by write gates the own token counts in full: how far they will stand open is not known yet.
-    """
-    own = bank.told[layer][..., told, :].float()
-    if not bank.before.shape[1]:  # keys are made of a token alone
-        return own
-    return (config.own_share if config.fading else 1.0) * own + bank.before[layer][..., told, :].float()
-
-
-Name = tuple[Topic, int | None]
-"""What a token of a value is found by: what the fact is about, and the token before it where it is not the first."""
-
-
-@dataclass(frozen=True)
-class Named:
-    """Told tokens and places of value tokens, each with the number of its name.
-
-    Attributes:
-        told: (n,) numbers of told tokens.
-        told_about: (n,).
-        asked: (m,) numbers of places.
-        asked_about: (m,).
-        names: by their number.
-    """
-
-    told: Tensor
-    told_about: Tensor
-    asked: Tensor
-    asked_about: Tensor
-    names: Sequence[Name]
-
-
-def pairs(bank: Bank) -> Named:
-    """What is to be found, and from where.
-
-    What was told before its topic is left out, as nothing at its tokens hangs on that; and what is asked for in the
-    reply to the statement, as it stands before the place.
-    """
-    numbers: dict[Name, int] = {}
-    values, targets, ids = bank.values.tolist(), bank.targets.tolist(), bank.told_ids.tolist()
-    told: list[tuple[int, int]] = []
-    asked: list[tuple[int, int]] = []
-
-    def number(topic: Topic, before: int | None) -> int:
-        return numbers.setdefault((topic, before), len(numbers))
-
-    for fact in bank.facts:
-        if fact.early or fact.noted:
-            continue
-        places = [p for p in fact.asked if values[p]]
-        follows = {targets[p]: targets[p - 1] for p in bank.after_value(fact) if values[p]}
-        asked += [(p, number(fact.topic, follows.get(targets[p]))) for p in places]
-        told += [(t, number(fact.topic, follows.get(ids[t]))) for t in fact.told]
-    for fact in bank.stock:
-        # What comes before its other tokens is not known to be asked for.
-        told += [(t, number(fact.topic, None)) for t in fact.told if ids[t] == ids[fact.told[0]]]
-    return Named(*_columns(told), *_columns(asked), list(numbers))
-
-
-def _columns(pairs: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-    first, second = zip(*pairs, strict=True)
-    return torch.tensor(first), torch.tensor(second)
-
-
-def agreeing(
-    x: Tensor, x_about: Tensor, y: Tensor, y_about: Tensor, count: int, first: int = 0
-) -> tuple[Tensor, Tensor]:
-    """Directions in which x (n, hidden) and y (m, hidden) agree most among those that are about the same.
-
-    Args:
-        x: hidden states.
-        x_about: (n,), a number for what each is about.
-        y: hidden states.
-        y_about: (m,).
-        count: how many directions.
-        first: the first of them, where 0 is the one in which they agree most.
-
-    Returns:
-        (count, hidden) for x and for y; zeros where there are no more.
-    """
-    classes = int(max(x_about.max(), y_about.max())) + 1
-    x_white, y_white = _whitening(x), _whitening(y)
-    x_mean, x_many = _means((x - x.mean(0)) @ x_white.T, x_about, classes)
-    y_mean, y_many = _means((y - y.mean(0)) @ y_white.T, y_about, classes)
-    both = (x_many > 0) & (y_many > 0)
-    weight = (x_many * y_many)[both].sqrt()
-    crossing = (x_mean[both] * weight[:, None]).T @ y_mean[both] / weight.sum()
-    left, strength, right = torch.linalg.svd(crossing)
-    last = max(first, min(first + count, int((strength > 0).sum())))
-    pad = torch.zeros(count - (last - first), x.shape[1])
-    return torch.cat([left.T[first:last] @ x_white, pad]), torch.cat([right[first:last] @ y_white, pad])
-
-
-def _whitening(x: Tensor) -> Tensor:
-    """What makes x uncorrelated and of unit variance, and takes its mean to nothing: projections have no bias."""
-    mean = x.mean(0)
-    spread = (x - mean).T @ (x - mean) / len(x)
-    spread += _RIDGE * spread.diagonal().mean() * torch.eye(len(spread))
-    sizes, vectors = torch.linalg.eigh(spread)
-    white = vectors / sizes.sqrt() @ vectors.T
-    constant = torch.nn.functional.normalize(white @ mean, dim=0)
-    centred: Tensor = white - torch.outer(constant, constant @ white)
-    return centred
-
-
-def _means(x: Tensor, about: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    many = torch.bincount(about, minlength=classes).float()
-    return torch.zeros(classes, x.shape[1]).index_add_(0, about, x) / many.clamp_min(1)[:, None], many
