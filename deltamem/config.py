@@ -40,6 +40,7 @@ _OURS = {
     "fading": 0.0,
     "base_state": False,
     "base_queries": False,
+    "learned_erase": False,
 }
 """Options that the published code does not know, and what leaves them out."""
 
@@ -113,6 +114,9 @@ class DeltaMemConfig:
             empty state can be learned, and does not wear off. Not in the paper.
         base_queries: ask the base state with queries of its own, and not with those that find keys. How a reply begins
             and what it was about are then two questions. Not in the paper.
+        learned_erase: learn, for each head of a layer, what share of what a key finds is taken out as its value is
+            written; the delta rule takes out all. A layer that takes a mother and a father for the same is to leave the
+            one told before where it is. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
         target_layers: indices of the adapted layers; empty means all.
         target_modules: name of the attention module in a layer.
@@ -150,6 +154,7 @@ class DeltaMemConfig:
     fading: float = 0.0
     base_state: bool = False
     base_queries: bool = False
+    learned_erase: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
     target_modules: tuple[str, ...] = field(default=("self_attn",))

@@ -22,6 +22,9 @@ from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask
 UNIT_EPS = 1e-6
 """Length below which a query or a key is not scaled up to 1."""
 
+MOST_ERASED = 1.5
+"""Of what a key of length 1 finds: at 2, what a gate that is open leaves would be as long as before, and negative."""
+
 _READ_GATE_OPEN = 3.0
 """Bias a read gate starts with: almost open, so that training decides where to shut it."""
 
@@ -46,7 +49,8 @@ class DeltaLayer(nn.Module):
     ``beta_bias`` (g), ``lambda_proj`` and ``lambda_bias`` when lambda is free, ``delta_{q,k,v,o}_proj``
     (out_features, H*r), ``delta_o_rmsnorm_weight`` (hidden), ``delta_scale_raw`` (1 or 4). Ours are
     ``read_gate_proj`` (H, hidden) and ``read_gate_bias`` (H), when there is a read gate, ``base_state`` (H, r, r), and
-    ``memory_base_proj`` (H*r, hidden), when that is asked with queries of its own.
+    ``memory_base_proj`` (H*r, hidden), when that is asked with queries of its own, and ``erase_share`` (H), when what
+    is erased is learned.
     """
 
     memory_q_proj: nn.Parameter
@@ -66,6 +70,7 @@ class DeltaLayer(nn.Module):
     read_gate_bias: nn.Parameter
     base_state: nn.Parameter
     memory_base_proj: nn.Parameter
+    erase_share: nn.Parameter
 
     def __init__(self, config: DeltaMemConfig, hidden_size: int, out_features: dict[str, int]) -> None:
         super().__init__()
@@ -81,6 +86,8 @@ class DeltaLayer(nn.Module):
             nn.init.constant_(self.lambda_bias, -config.beta_bias_init)
         if config.read_gate:
             nn.init.constant_(self.read_gate_bias, _READ_GATE_OPEN)
+        if config.learned_erase:
+            nn.init.ones_(self.erase_share)
         if config.delta_o_rmsnorm:
             nn.init.ones_(self.delta_o_rmsnorm_weight)
         if config.trainable_delta_scale:
@@ -102,6 +109,8 @@ class DeltaLayer(nn.Module):
             shapes["base_state"] = (config.num_state_heads, config.rank, config.rank)
         if config.base_queries:
             shapes["memory_base_proj"] = (width, hidden_size)
+        if config.learned_erase:
+            shapes["erase_share"] = (config.num_state_heads,)
         shapes |= {f"delta_{p}_proj": (out_features[p], width) for p in PROJECTIONS}
         if config.delta_o_rmsnorm:
             shapes["delta_o_rmsnorm_weight"] = (out_features["o"],)
@@ -116,7 +125,11 @@ class DeltaLayer(nn.Module):
 
     def _telling(self) -> list[Tensor]:
         free = [self.lambda_proj] if self.config.needs_lambda else []
-        return [self.memory_k_proj, self.memory_v_proj, self.beta_proj, *free]
+        # What is erased hangs on no token: nothing but its bias.
+        erased = (
+            [self.beta_proj.new_zeros(len(self.erase_share), self.hidden_size)] if self.config.learned_erase else []
+        )
+        return [self.memory_k_proj, self.memory_v_proj, self.beta_proj, *free, *erased]
 
     def _projections(self) -> list[Tensor]:
         query, *gate = self._asking()
@@ -163,7 +176,8 @@ class DeltaLayer(nn.Module):
     def _told_bias(self) -> Tensor:
         plain = self.beta_bias.new_zeros(2 * len(self.memory_k_proj))
         free = [self.lambda_bias] if self.config.needs_lambda else []
-        return torch.cat([plain, self.beta_bias, *free])
+        erased = [self.erase_share] if self.config.learned_erase else []
+        return torch.cat([plain, self.beta_bias, *free, *erased])
 
     def write_gates(self, x: Tensor) -> Tensor:
         """How far each token's write gates stand open, (B, T, H, r or 1), 0 to 1, before any floor."""
@@ -224,7 +238,8 @@ class DeltaLayer(nn.Module):
         """
         config = self.config
         lend = lend or partial(lent, first=None, there=writes(valid, written), fading=config.fading)
-        if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, config.rank):
+        alone = x.shape[1] == 1 and not torch.is_grad_enabled() and not config.learned_erase
+        if alone and uses_kernels(x, config.rank):
             return self._token(x, state, valid, written, trace, lend)
         q, (k, v, gates) = self.signals(x, lend)
         if written is not None:
@@ -319,7 +334,8 @@ def told_of(config: DeltaMemConfig, products: Tensor) -> Told:
     """Keys, values and gates from `DeltaLayer.told_products` (B, T, n), of one layer or of several side by side."""
     heads, rank = config.num_state_heads, config.rank
     free = config.gate_width if config.needs_lambda else 0
-    raw, v, beta, lam = products.split([heads * rank, heads * rank, config.gate_width, free], -1)
+    erased = heads if config.learned_erase else 0
+    raw, v, beta, lam, share = products.split([heads * rank, heads * rank, config.gate_width, free, erased], -1)
     k, v = (part.unflatten(-1, (heads, rank)) for part in (raw, v))
     if config.normalize_qk:
         k = unit(torch.tanh(k))
@@ -329,7 +345,15 @@ def told_of(config: DeltaMemConfig, products: Tensor) -> Told:
         # through, the gates of small talk crept up after the floor until they erased as much as without one.
         beta = _above(beta, config.write_gate_floor).clamp_min(0)
     lam = torch.sigmoid(lam).unflatten(-1, (heads, -1)) if free else 1 - beta
-    return Told(k, v, gates_from(beta, lam, config.state_update_mode))
+    gates = gates_from(beta, lam, config.state_update_mode)
+    if erased:
+        gates = gates._replace(erase=gates.erase * erased_of(share)[..., None])
+    return Told(k, v, gates)
+
+
+def erased_of(share: Tensor) -> Tensor:
+    """`erase_share` as it is meant: no less than nothing, and no more than what leaves the rule stable."""
+    return share.clamp(0, MOST_ERASED)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltamem.layer import UNIT_EPS, DeltaLayer
+from deltamem.layer import MOST_ERASED, UNIT_EPS, DeltaLayer
 
 Array = NDArray[np.float32]
 
@@ -55,6 +55,7 @@ class TokenSteps:
         self._read_bias = list(_fuse(layers, ["read_gate_bias"])) if config.read_gate else None
         self._beta_bias = _fuse(layers, ["beta_bias"])
         self._lambda_bias = _fuse(layers, ["lambda_bias"]) if config.needs_lambda else None
+        self._erase_share = _fuse(layers, ["erase_share"]) if config.learned_erase else None
         self._corrections = {
             p: [getattr(layer, f"delta_{p}_proj").detach().numpy() for layer in layers] for p in config.delta_heads
         }
@@ -208,6 +209,8 @@ class TokenSteps:
                 lam = _sigmoid(z[:, at:] + self._lambda_bias).reshape(count, heads, -1)
             kept = lam[..., None] * self.states
             erase = lam * beta if config.state_update_mode == "lambda_outside" else beta
+        if self._erase_share is not None:
+            erase = erase * np.clip(self._erase_share, 0, MOST_ERASED)[..., None]
         held = (self.states @ key[..., None])[..., 0]
         self.states = kept + (beta * value - erase * held)[..., None] * key[:, :, None]
         return beta

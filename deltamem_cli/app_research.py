@@ -54,6 +54,9 @@ def train_adapter(
     gate_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of gates alone before those, with --from (places).")
     ] = None,
+    erase_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps of what is erased alone before those, with --from (places).")
+    ] = None,
     read_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of reading alone, after all others (places).")
     ] = None,
@@ -139,6 +142,9 @@ def train_adapter(
     base_queries: Annotated[
         bool | None, typer.Option("--base-queries", help="Ask that matrix with queries of its own.")
     ] = None,
+    learned_erase: Annotated[
+        bool | None, typer.Option("--learned-erase", help="Learn how much of what a key finds a write takes out.")
+    ] = None,
     layers: Annotated[str | None, typer.Option(help="Which layers, e.g. 0,5,10-20. Default: all.")] = None,
     warm_start: Annotated[
         bool | None,
@@ -177,6 +183,7 @@ def train_adapter(
         "fading": fading,
         "base_state": base_state,
         "base_queries": base_queries,
+        "learned_erase": learned_erase,
         "target_layers": None if layers is None else layer_numbers(layers),
     }
     recipe = {
@@ -188,6 +195,7 @@ def train_adapter(
         "key_steps": key_steps,
         "say_steps": say_steps,
         "gate_steps": gate_steps,
+        "erase_steps": erase_steps,
         "read_steps": read_steps,
         "new_keys": new_keys or None,
         "keep_writing": keep_writing or None,

@@ -26,7 +26,9 @@ def test_published_files_load_and_live_keys_survive(path: Path) -> None:
 
 def test_what_the_paper_does_not_have_is_on_file_only_where_it_is_used() -> None:
     # Fingerprints of adapters made before there were read gates must not change.
-    assert not {"read_gate", "reads", "base_state", "base_queries", "fading"} & set(DeltaMemConfig().to_dict())
+    assert not {"read_gate", "reads", "base_state", "base_queries", "fading", "learned_erase"} & set(
+        DeltaMemConfig().to_dict()
+    )
     assert DeltaMemConfig.from_dict(DeltaMemConfig(read_gate=True).to_dict()).read_gate
 
 
@@ -62,6 +64,7 @@ def test_an_unknown_key_is_named() -> None:
         ("delta_scale_parameterization", "other"),
         ("online_gain", [1]),
         ("base_queries", True),
+        ("learned_erase", 1),
     ],
 )
 def test_bad_values_are_refused_by_name(key: str, value: Any) -> None:

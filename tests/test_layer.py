@@ -47,6 +47,8 @@ def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Te
                 "lambda_outside": (y, y * b),
                 "no_lambda": (torch.ones_like(b), b),
             }[c.state_update_mode]
+            if c.learned_erase:
+                erase = erase * float(layer.erase_share[h].clamp(0, 1.5))
             if c.read_gate:
                 gate = torch.sigmoid(layer.read_gate_proj[h] @ x_t + layer.read_gate_bias[h])
                 opened = max(0.0, (gate - c.read_gate_floor) / (1 - c.read_gate_floor))
@@ -79,6 +81,10 @@ OPTIONS += [
     for heads, own, gate in ((1, False, True), (3, False, True), (1, True, True), (3, True, True), (3, True, False))
 ]
 OPTIONS += [{"state_update_mode": mode, "write_gate_floor": 0.4} for mode in ("standard", "no_lambda")]
+OPTIONS += [
+    {"state_update_mode": mode, "learned_erase": True, "num_state_heads": 3, "rankwise_gates": rows, "read_gate": rows}
+    for mode, rows in (("standard", True), ("lambda_outside", False), ("no_lambda", False))
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))

@@ -33,6 +33,10 @@ CONFIGS = {
     "keys in pairs": DeltaMemConfig(keys="pair", own_share=0.5, write_gate_floor=0.2, output_init="random"),
     "keys that fade": DeltaMemConfig(keys="pair", own_share=0.5, fading=0.7, output_init="random"),
     "heads, keys in pairs": DeltaMemConfig(keys="pair", num_state_heads=2, rank=4, output_init="random"),
+    "what is erased is learned": DeltaMemConfig(learned_erase=True, output_init="random"),
+    "heads, what is erased is learned": DeltaMemConfig(
+        learned_erase=True, num_state_heads=2, rank=4, rankwise_gates=False, keys="pair", output_init="random"
+    ),
     "plain": DeltaMemConfig(normalize_qk=False, output_init="random"),
     "one layer": DeltaMemConfig(target_layers=(1,), output_init="random"),
 }
@@ -43,7 +47,7 @@ def lively(memory: DeltaMemory) -> None:
     torch.manual_seed(1)
     for layer in memory.adapter:
         for name, parameter in layer.named_parameters():
-            if name.startswith(("beta", "lambda", "read_gate", "base")):
+            if name.startswith(("beta", "lambda", "read_gate", "base", "erase")):
                 nn.init.normal_(parameter, std=0.5)
 
 

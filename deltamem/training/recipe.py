@@ -49,6 +49,7 @@ class Recipe:
         say_steps: steps in which values, corrections and the base state alone learn to say what is read, after those.
         gate_steps: steps in which write gates, and then read gates, alone learn to be open on all tokens of a value,
             after those.
+        erase_steps: steps in which what is erased alone is learnt, after those (`DeltaMemConfig.learned_erase`).
         read_steps: steps in which queries, read gates and the base state alone learn how replies begin and to read what
             is written, after all others, where corrections go to the last layer.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
@@ -113,6 +114,7 @@ class Recipe:
     key_steps: int = 0
     say_steps: int = 0
     gate_steps: int = 0
+    erase_steps: int = 0
     read_steps: int = 0
     new_keys: bool = False
     keep_writing: bool = False

@@ -31,7 +31,7 @@ from deltamem.training.trainer import Fit, Trainer
 from deltamem.training.warm_start import delta_layers
 
 CARD_FILE = "README.md"
-EXTENSIONS = ("base_state", "base_queries", "read_gate_floor", "write_gate_floor")
+EXTENSIONS = ("base_state", "base_queries", "learned_erase", "read_gate_floor", "write_gate_floor")
 """Options that an adapter can be given which was trained without them; what keys are made of, state heads and a larger
 rank are others."""
 KEYS_OF = ("own_share", "fading")
@@ -90,13 +90,16 @@ def prepare(
     if preset.recipe.cached_steps and memory.config.writes_segments:
         raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
     recipe = preset.recipe
-    on_places = memory.config.corrections == "last" and recipe.cached_steps + recipe.read_steps + recipe.gate_steps > 0
+    alone = recipe.read_steps + recipe.gate_steps + recipe.erase_steps
+    on_places = memory.config.corrections == "last" and recipe.cached_steps + alone > 0
     if memory.config.keys == "pair" and not on_places:
         raise DataError("keys in pairs are learnt by steps on places alone; use --preset places")
     if recipe.new_keys and not on_places:
         raise DataError("--new-keys is for steps on places; use --preset places")
     if not recipe.steps and not on_places:
-        raise DataError("--read-steps and --gate-steps are for corrections to the last layer; give --steps as well")
+        raise DataError(
+            "--read-steps, --gate-steps and --erase-steps are for corrections to the last layer; give --steps as well"
+        )
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.train()  # transformers checkpoints in training mode only; a backbone without dropout is the same in it

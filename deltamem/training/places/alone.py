@@ -1,9 +1,12 @@
-"""What is trained on its own before the first step on places: keys, what is said of what they find, gates."""
+"""What is trained on its own before the first step on places: keys, what is said of what they find, gates, and what
+is erased.
+"""
 
 from __future__ import annotations
 
 from deltamem.episodes.passes import Passes
 from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.erasing import fit_erasing
 from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.keys import fit_keys
 from deltamem.training.places.saying import Saying, fit_saying
@@ -19,3 +22,5 @@ def fit_alone(passes: Passes, bank: Bank, recipe: Recipe, report: Report | None)
         fit_saying(memory, Saying(memory, bank), recipe.say_steps, recipe.seed, report)
     if recipe.gate_steps:
         fit_gates(memory, bank, passes.form.text(" and"), recipe.gate_steps, recipe.seed, report)
+    if recipe.erase_steps:
+        fit_erasing(memory, bank, recipe.erase_steps, recipe.seed, report)

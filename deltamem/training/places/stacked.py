@@ -50,6 +50,8 @@ class Stacked:
         gates = [("beta_proj", "beta_bias")] + [("lambda_proj", "lambda_bias")] * self.config.needs_lambda
         made = [self._product(found_by, proj) + self._all(bias)[:, None] for proj, bias in gates]
         keys, values = self._product(found_by, "memory_k_proj"), self.values(said)
+        if self.config.learned_erase:
+            made.append(self._all("erase_share")[:, None].expand(-1, keys.shape[1], -1))
         products = torch.cat([keys, values, *made], dim=-1)
         if before is None:
             return products
@@ -72,13 +74,17 @@ class Stacked:
             said: the same of what values are made of.
             valid: (B, T).
         """
-        config = self.config
         flat = None if before is None else before.flatten(1, 2)
         products = self.told_products(found_by.flatten(1, 2), flat, said.flatten(1, 2))
         products = products.unflatten(1, valid.shape)
+        return self.left_by(products, valid), products
+
+    def left_by(self, products: Tensor, valid: Tensor) -> Tensor:
+        """States (layers, B, H, r, r) that histories leave behind, from `told_products` (layers, B, T, n)."""
+        config = self.config
         sides = config.num_state_heads, config.rank, config.rank
         empty = torch.zeros(len(valid), *sides, device=products.device)
-        return write_side_by_side(config, products.unbind(), [empty] * len(products), valid, None)[0], products
+        return write_side_by_side(config, products.unbind(), [empty] * len(products), valid, None)[0]
 
     def values(self, x: Tensor) -> Tensor:
         """(layers, N, H * r)."""
