@@ -114,9 +114,10 @@ class DeltaMemConfig:
             empty state can be learned, and does not wear off. Not in the paper.
         base_queries: ask the base state with queries of its own, and not with those that find keys. How a reply begins
             and what it was about are then two questions. Not in the paper.
-        learned_erase: learn, for each head of a layer, what share of what a key finds is taken out as its value is
-            written; the delta rule takes out all. A layer that takes a mother and a father for the same is to leave the
-            one told before where it is. Not in the paper.
+        learned_erase: learn what share of what a key finds is taken out as its value is written, by a gate of the
+            token's for each head, 0 to 2; the delta rule takes out all of it. What is told as a correction is to take
+            the place of what was told before, and what is told of somebody's father is to leave their mother's name
+            where it is, however alike the two keys are. Not in the paper.
         delta_heads: which projections are corrected, any of q, k, v, o.
         target_layers: indices of the adapted layers; empty means all.
         target_modules: name of the attention module in a layer.

@@ -22,9 +22,6 @@ from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask
 UNIT_EPS = 1e-6
 """Length below which a query or a key is not scaled up to 1."""
 
-MOST_ERASED = 1.5
-"""Of what a key of length 1 finds: at 2, what a gate that is open leaves would be as long as before, and negative."""
-
 _READ_GATE_OPEN = 3.0
 """Bias a read gate starts with: almost open, so that training decides where to shut it."""
 
@@ -49,8 +46,8 @@ class DeltaLayer(nn.Module):
     ``beta_bias`` (g), ``lambda_proj`` and ``lambda_bias`` when lambda is free, ``delta_{q,k,v,o}_proj``
     (out_features, H*r), ``delta_o_rmsnorm_weight`` (hidden), ``delta_scale_raw`` (1 or 4). Ours are
     ``read_gate_proj`` (H, hidden) and ``read_gate_bias`` (H), when there is a read gate, ``base_state`` (H, r, r), and
-    ``memory_base_proj`` (H*r, hidden), when that is asked with queries of its own, and ``erase_share`` (H), when what
-    is erased is learned.
+    ``memory_base_proj`` (H*r, hidden), when that is asked with queries of its own, and ``erase_proj`` (H, hidden) and
+    ``erase_bias`` (H), when what is erased is learned.
     """
 
     memory_q_proj: nn.Parameter
@@ -70,7 +67,8 @@ class DeltaLayer(nn.Module):
     read_gate_bias: nn.Parameter
     base_state: nn.Parameter
     memory_base_proj: nn.Parameter
-    erase_share: nn.Parameter
+    erase_proj: nn.Parameter
+    erase_bias: nn.Parameter
 
     def __init__(self, config: DeltaMemConfig, hidden_size: int, out_features: dict[str, int]) -> None:
         super().__init__()
@@ -86,8 +84,6 @@ class DeltaLayer(nn.Module):
             nn.init.constant_(self.lambda_bias, -config.beta_bias_init)
         if config.read_gate:
             nn.init.constant_(self.read_gate_bias, _READ_GATE_OPEN)
-        if config.learned_erase:
-            nn.init.ones_(self.erase_share)
         if config.delta_o_rmsnorm:
             nn.init.ones_(self.delta_o_rmsnorm_weight)
         if config.trainable_delta_scale:
@@ -110,7 +106,7 @@ class DeltaLayer(nn.Module):
         if config.base_queries:
             shapes["memory_base_proj"] = (width, hidden_size)
         if config.learned_erase:
-            shapes["erase_share"] = (config.num_state_heads,)
+            shapes |= {"erase_proj": (config.num_state_heads, hidden_size), "erase_bias": (config.num_state_heads,)}
         shapes |= {f"delta_{p}_proj": (out_features[p], width) for p in PROJECTIONS}
         if config.delta_o_rmsnorm:
             shapes["delta_o_rmsnorm_weight"] = (out_features["o"],)
@@ -125,10 +121,7 @@ class DeltaLayer(nn.Module):
 
     def _telling(self) -> list[Tensor]:
         free = [self.lambda_proj] if self.config.needs_lambda else []
-        # What is erased hangs on no token: nothing but its bias.
-        erased = (
-            [self.beta_proj.new_zeros(len(self.erase_share), self.hidden_size)] if self.config.learned_erase else []
-        )
+        erased = [self.erase_proj] if self.config.learned_erase else []
         return [self.memory_k_proj, self.memory_v_proj, self.beta_proj, *free, *erased]
 
     def _projections(self) -> list[Tensor]:
@@ -176,7 +169,7 @@ class DeltaLayer(nn.Module):
     def _told_bias(self) -> Tensor:
         plain = self.beta_bias.new_zeros(2 * len(self.memory_k_proj))
         free = [self.lambda_bias] if self.config.needs_lambda else []
-        erased = [self.erase_share] if self.config.learned_erase else []
+        erased = [self.erase_bias] if self.config.learned_erase else []
         return torch.cat([plain, self.beta_bias, *free, *erased])
 
     def write_gates(self, x: Tensor) -> Tensor:
@@ -335,7 +328,7 @@ def told_of(config: DeltaMemConfig, products: Tensor) -> Told:
     heads, rank = config.num_state_heads, config.rank
     free = config.gate_width if config.needs_lambda else 0
     erased = heads if config.learned_erase else 0
-    raw, v, beta, lam, share = products.split([heads * rank, heads * rank, config.gate_width, free, erased], -1)
+    raw, v, beta, lam, erase = products.split([heads * rank, heads * rank, config.gate_width, free, erased], -1)
     k, v = (part.unflatten(-1, (heads, rank)) for part in (raw, v))
     if config.normalize_qk:
         k = unit(torch.tanh(k))
@@ -347,13 +340,9 @@ def told_of(config: DeltaMemConfig, products: Tensor) -> Told:
     lam = torch.sigmoid(lam).unflatten(-1, (heads, -1)) if free else 1 - beta
     gates = gates_from(beta, lam, config.state_update_mode)
     if erased:
-        gates = gates._replace(erase=gates.erase * erased_of(share)[..., None])
+        # 1, the delta rule's, where nothing is learnt; below 2 what is left is shorter than what was there.
+        gates = gates._replace(erase=gates.erase * (2 * torch.sigmoid(erase))[..., None])
     return Told(k, v, gates)
-
-
-def erased_of(share: Tensor) -> Tensor:
-    """`erase_share` as it is meant: no less than nothing, and no more than what leaves the rule stable."""
-    return share.clamp(0, MOST_ERASED)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltamem.layer import MOST_ERASED, UNIT_EPS, DeltaLayer
+from deltamem.layer import UNIT_EPS, DeltaLayer
 
 Array = NDArray[np.float32]
 
@@ -46,7 +46,8 @@ class TokenSteps:
         gate = ["read_gate_proj"] if config.read_gate else []
         free = ["lambda_proj"] if config.needs_lambda else []
         base = ["memory_base_proj"] if config.base_queries else []
-        names = ["memory_q_proj", *gate, *base, "memory_k_proj", "memory_v_proj", "beta_proj", *free]
+        erase = ["erase_proj"] if config.learned_erase else []
+        names = ["memory_q_proj", *gate, *base, "memory_k_proj", "memory_v_proj", "beta_proj", *free, *erase]
         projections = _fuse(layers, names)
         self._where = self._places()
         split = width + (heads if config.read_gate else 0) + (width if config.base_queries else 0)
@@ -55,7 +56,7 @@ class TokenSteps:
         self._read_bias = list(_fuse(layers, ["read_gate_bias"])) if config.read_gate else None
         self._beta_bias = _fuse(layers, ["beta_bias"])
         self._lambda_bias = _fuse(layers, ["lambda_bias"]) if config.needs_lambda else None
-        self._erase_share = _fuse(layers, ["erase_share"]) if config.learned_erase else None
+        self._erase_bias = _fuse(layers, ["erase_bias"]) if config.learned_erase else None
         self._corrections = {
             p: [getattr(layer, f"delta_{p}_proj").detach().numpy() for layer in layers] for p in config.delta_heads
         }
@@ -206,11 +207,11 @@ class TokenSteps:
         if config.state_update_mode != "no_lambda":
             lam = 1 - beta
             if self._lambda_bias is not None:
-                lam = _sigmoid(z[:, at:] + self._lambda_bias).reshape(count, heads, -1)
+                lam = _sigmoid(z[:, at : at + self._lambda_bias.shape[1]] + self._lambda_bias).reshape(count, heads, -1)
             kept = lam[..., None] * self.states
             erase = lam * beta if config.state_update_mode == "lambda_outside" else beta
-        if self._erase_share is not None:
-            erase = erase * np.clip(self._erase_share, 0, MOST_ERASED)[..., None]
+        if self._erase_bias is not None:
+            erase = erase * (2 * _sigmoid(z[:, -heads:] + self._erase_bias))[..., None]
         held = (self.states @ key[..., None])[..., 0]
         self.states = kept + (beta * value - erase * held)[..., None] * key[:, :, None]
         return beta

@@ -48,7 +48,7 @@ def by_the_book(layer: DeltaLayer, x: Tensor, state: Tensor) -> tuple[Tensor, Te
                 "no_lambda": (torch.ones_like(b), b),
             }[c.state_update_mode]
             if c.learned_erase:
-                erase = erase * float(layer.erase_share[h].clamp(0, 1.5))
+                erase = erase * 2 * torch.sigmoid(layer.erase_proj[h] @ x_t + layer.erase_bias[h])
             if c.read_gate:
                 gate = torch.sigmoid(layer.read_gate_proj[h] @ x_t + layer.read_gate_bias[h])
                 opened = max(0.0, (gate - c.read_gate_floor) / (1 - c.read_gate_floor))

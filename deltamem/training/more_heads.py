@@ -39,7 +39,7 @@ def put_heads_back(memory: DeltaMemory, before: DeltaMemory) -> None:
             gates = ["beta_proj", "beta_bias"]
             gates += ["lambda_proj", "lambda_bias"] if memory.config.needs_lambda else []
             gates += ["read_gate_proj", "read_gate_bias"] if memory.config.read_gate else []
-            gates += ["erase_share"] if before.config.learned_erase else []
+            gates += ["erase_proj", "erase_bias"] if before.config.learned_erase else []
             times = memory.config.num_state_heads // before.config.num_state_heads
             for name in gates:
                 gate: Tensor = getattr(old, name)

@@ -21,6 +21,7 @@ from deltamem.training.fitting import stacked_weights
 from deltamem.training.places import start
 from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import build_bank
+from deltamem.training.places.erasing import Erasing, fit_erasing
 from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
@@ -90,6 +91,22 @@ def test_keys_that_begin_anew_are_found_and_the_rest_goes_on(passes: Passes, ban
     stacked = Stacked(delta_layers(wider))
     torch.testing.assert_close(stacked.of_base_state(hidden, stacked.queries(hidden)), said)
     assert nearness(anew, bank) > max(0.15, 3 * were)
+
+
+def test_what_is_erased_is_learnt_alone(passes: Passes, bank: Bank) -> None:
+    start_from(passes.memory, bank)
+    wider = extended(passes.memory, replace(passes.memory.config, learned_erase=True))
+
+    def loss() -> float:
+        erasing = Erasing(wider, bank, seed=1)
+        with torch.no_grad():
+            return sum(float(erasing.loss()) for _ in range(12))
+
+    before, were, said = {n: t.clone() for n, t in wider.adapter.state_dict().items()}, loss(), []
+    fit_erasing(wider, bank, 30, report=lambda what, _share: said.append(what))
+    moved = {n.rpartition(".")[2] for n, t in wider.adapter.state_dict().items() if not torch.equal(t, before[n])}
+    assert moved == {"erase_proj", "erase_bias"} and set(said) == {"learning what to erase"}
+    assert loss() < were - 0.1
 
 
 def nearness(passes: Passes, bank: Bank) -> float:

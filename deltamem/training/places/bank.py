@@ -58,6 +58,7 @@ class Fact:
             tokens, which are what is written, hangs on the topic.
         noted: it is asked for in the reply to the statement, which stands before it.
         asked: numbers of the bank's places at which a reply about it is to go on; none where it was told alone.
+        corrects: it was told to correct something told before ("Actually, my dog's name is Rufus.").
     """
 
     topic: Topic
@@ -65,6 +66,7 @@ class Fact:
     early: bool = False
     noted: bool = False
     asked: list[int] = field(default_factory=list)
+    corrects: bool = False
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,12 @@ class _Builder:
 def _facts(episode: Episode) -> dict[int, Fact]:
     """What it tells and asks, by the number of the question."""
     return {
-        n: Fact(_topic(q), early=q.kind != "noted" and _early(q, episode), noted=q.kind == "noted")
+        n: Fact(
+            _topic(q),
+            early=q.kind != "noted" and _early(q, episode),
+            noted=q.kind == "noted",
+            corrects=q.kind == "corrected",
+        )
         for n, q in enumerate(episode.asked, 1)
         if q.kind != "ordinary"
     }

@@ -18,8 +18,8 @@ from deltamem.training.places.bank import Bank, Fact, Topic
 _TRIES = 40
 _FEW = 2
 """Facts among which something is asked for that was told before its topic: there it can be found all the same."""
-_TOLD_TWICE = 0.2
-"""Share of facts that were told with another value before."""
+_TOLD_TWICE, _CORRECTED = 0.2, 0.8
+"""Share of facts that were told with another value before, and of those that correct one."""
 _SOMEBODY_ELSES = 0.35
 """Share of histories in which somebody else's is told beside one's own."""
 _ALIKE = 0.5
@@ -162,7 +162,8 @@ class Drawing:
         for row in range(count):
             chosen = self._facts(rng, facts)
             topics = {fact.topic for fact in chosen}
-            before = [rng.choice(self._same[f.topic]) for f in chosen if rng.random() < _TOLD_TWICE]
+            shares = [(fact, _CORRECTED if fact.corrects else _TOLD_TWICE) for fact in chosen]
+            before = [rng.choice(self._same[f.topic]) for f, share in shares if rng.random() < share]
             swapped = [self._swaps(rng, fact) for fact in chosen]
             told.append([_Token(t, t, self._about(f, t)) for f in before for t in f.told])
             for fact, swaps in zip(chosen, swapped, strict=True):

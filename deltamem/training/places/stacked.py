@@ -48,10 +48,9 @@ class Stacked:
             said: what values are made of.
         """
         gates = [("beta_proj", "beta_bias")] + [("lambda_proj", "lambda_bias")] * self.config.needs_lambda
+        gates += [("erase_proj", "erase_bias")] * self.config.learned_erase
         made = [self._product(found_by, proj) + self._all(bias)[:, None] for proj, bias in gates]
         keys, values = self._product(found_by, "memory_k_proj"), self.values(said)
-        if self.config.learned_erase:
-            made.append(self._all("erase_share")[:, None].expand(-1, keys.shape[1], -1))
         products = torch.cat([keys, values, *made], dim=-1)
         if before is None:
             return products

@@ -19,20 +19,12 @@ def states_of(layers: Stacked, bank: Bank, drawn: Drawn) -> Tensor:
         bank: what `drawn` was drawn from.
         drawn: histories.
     """
-    return layers.left_by(products_of(layers, bank, drawn), drawn.valid.to(layers.device))
-
-
-@torch.no_grad()
-def products_of(layers: Stacked, bank: Bank, drawn: Drawn) -> Tensor:
-    """`Stacked.told_products` of drawn histories, (layers, B, T, n); see `states_of`."""
-
-    told = drawn.told.flatten()
 
     def of(hidden: Tensor) -> Tensor:
-        found: Tensor = hidden.to(layers.device).float()
+        found: Tensor = hidden.to(layers.device).float().unflatten(1, drawn.told.shape)
         return found
 
+    told = drawn.told.flatten()
     before = of(bank.before[:, told]) if layers.config.keys == "pair" else None
-    products = layers.told_products(of(bank.told[:, told]), before, of(bank.said(drawn.said.flatten())))
-    shaped: Tensor = products.unflatten(1, drawn.told.shape)
-    return shaped
+    said = of(bank.said(drawn.said.flatten()))
+    return layers.written(of(bank.told[:, told]), before, said, drawn.valid.to(layers.device))[0]
