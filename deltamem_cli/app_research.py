@@ -54,9 +54,9 @@ def train_adapter(
     gate_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of gates alone before those, with --from (places).")
     ] = None,
-    erase_steps: Annotated[
-        int | None, typer.Option(min=0, help="Steps of what is erased alone before those, with --from (places).")
-    ] = None,
+    fit_erase: Annotated[
+        bool, typer.Option("--fit-erase", help="Fit how much a write takes out of what was told, with --from (places).")
+    ] = False,
     read_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of reading alone, after all others (places).")
     ] = None,
@@ -195,7 +195,7 @@ def train_adapter(
         "key_steps": key_steps,
         "say_steps": say_steps,
         "gate_steps": gate_steps,
-        "erase_steps": erase_steps,
+        "fit_erase": fit_erase or None,
         "read_steps": read_steps,
         "new_keys": new_keys or None,
         "keep_writing": keep_writing or None,

@@ -131,7 +131,7 @@ def chosen_preset(options: TrainOptions) -> Any:
         # The adapter's own, where nobody asks for others.
         own = {"own_share": 1.0, "fading": 0.0, "base_queries": bool(recipe.get("new_keys"))}
         changed = own | changed
-    if recipe.get("erase_steps"):
+    if recipe.get("fit_erase"):
         changed["learned_erase"] = True
     config = replace(preset.config, **changed)
     if config.corrections == "last":
@@ -147,18 +147,18 @@ def chosen_preset(options: TrainOptions) -> Any:
         recipe.setdefault("easy_steps", 0)
         recipe.setdefault("key_steps", 0)
         recipe.setdefault("say_steps", 0)
-    elif any(recipe.get(name) for name in ("gate_steps", "erase_steps", "keep_writing", "new_keys")):
-        raise DataError("--gate-steps, --erase-steps, --keep-writing and --new-keys go on with an adapter; give --from")
+    elif any(recipe.get(name) for name in ("gate_steps", "fit_erase", "keep_writing", "new_keys")):
+        raise DataError("--gate-steps, --fit-erase, --keep-writing and --new-keys go on with an adapter; give --from")
     written_anew = any(recipe.get(name) for name in ("key_steps", "say_steps", "new_keys"))
     if recipe.get("keep_writing") and (written_anew or options.config.keys() & {"rank", "own_share", "fading"}):
         raise DataError(
             "--keep-writing leaves keys and values alone; leave out --key-steps, --say-steps, --new-keys, --rank, "
             "--own-share and --fading"
         )
-    alone = [recipe.get("gate_steps"), recipe.get("erase_steps"), recipe.get("read_steps", preset.recipe.read_steps)]
+    alone = [recipe.get("gate_steps"), recipe.get("fit_erase"), recipe.get("read_steps", preset.recipe.read_steps)]
     if recipe.get("steps") == 0 and not any(alone):
         raise DataError(
-            "--steps 0 leaves nothing to train; give --read-steps, --gate-steps or --erase-steps, or more steps"
+            "--steps 0 leaves nothing to train; give --read-steps, --gate-steps or --fit-erase, or more steps"
         )
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")

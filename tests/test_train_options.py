@@ -26,6 +26,7 @@ def options_of(**asked: Any) -> TrainOptions:
     [
         (None, {}, {"gate_steps": 5}, "give --from"),
         (None, {}, {"keep_writing": True}, "give --from"),
+        (None, {}, {"fit_erase": True}, "give --from"),
         (None, {}, {"new_keys": True}, "give --from"),
         ("x", {}, {"keep_writing": True, "new_keys": True}, "leave out --key-steps"),
         ("x", {"fading": 0.7}, {"keep_writing": True}, "--fading"),
@@ -42,8 +43,11 @@ def test_what_can_not_be_trained_is_refused(start: Any, config: Any, recipe: Any
 def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
     recipe = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "gate_steps": 9})).recipe
     assert recipe.gate_steps == 9 and not recipe.keep_writing
+    erasing = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "fit_erase": True}))
+    assert erasing.config.learned_erase and erasing.recipe.fit_erase
     recipe = chosen_preset(options_of(start="x", recipe={"keep_writing": True})).recipe
     assert recipe.scale("memory_k_proj") == recipe.scale("memory_v_proj") == recipe.scale("beta_bias") == 0
+    assert recipe.scale("erase_proj") == 0
     assert recipe.scale("memory_q_proj") and recipe.scale("delta_o_proj") and recipe.scale("read_gate_proj")
 
 

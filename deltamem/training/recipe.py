@@ -24,7 +24,7 @@ class Recipe:
         fitted_rate: learning rate of W_q, W_k and what asks the base state, relative to `learning_rate`. They begin
             fitted, and Adam's steps do not get smaller where there is little to learn.
         value_rate: that of W_v.
-        gate_rate: that of the write gates.
+        gate_rate: that of the write gates, and of those of what is erased.
         output_rate: that of the corrections.
         base_rate: that of the base state, whose numbers are as large as a state's.
         betas: of AdamW.
@@ -49,7 +49,7 @@ class Recipe:
         say_steps: steps in which values, corrections and the base state alone learn to say what is read, after those.
         gate_steps: steps in which write gates, and then read gates, alone learn to be open on all tokens of a value,
             after those.
-        erase_steps: steps in which what is erased alone is learnt, after those (`DeltaMemConfig.learned_erase`).
+        fit_erase: fit what is erased, after those, in closed form (`DeltaMemConfig.learned_erase`).
         read_steps: steps in which queries, read gates and the base state alone learn how replies begin and to read what
             is written, after all others, where corrections go to the last layer.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
@@ -114,7 +114,7 @@ class Recipe:
     key_steps: int = 0
     say_steps: int = 0
     gate_steps: int = 0
-    erase_steps: int = 0
+    fit_erase: bool = False
     read_steps: int = 0
     new_keys: bool = False
     keep_writing: bool = False
@@ -143,13 +143,13 @@ class Recipe:
 
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""
-        if self.keep_writing and name.startswith(("memory_k", "memory_v", "beta", "lambda")):
+        if self.keep_writing and name.startswith(("memory_k", "memory_v", "beta", "lambda", "erase")):
             return 0.0
         if name in ("memory_q_proj", "memory_k_proj", "memory_base_proj"):
             return self.fitted_rate
         if name == "memory_v_proj":
             return self.value_rate
-        if name.startswith(("beta", "lambda")):
+        if name.startswith(("beta", "lambda", "erase")):
             return self.gate_rate
         if name == "base_state":
             return self.base_rate

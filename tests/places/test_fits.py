@@ -20,8 +20,8 @@ from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
 from deltamem.training.places import start
 from deltamem.training.places.bank import Bank, with_words
-from deltamem.training.places.builder import build_bank
-from deltamem.training.places.erasing import Erasing, fit_erasing
+from deltamem.training.places.builder import DIFFICULTY, build_bank
+from deltamem.training.places.erasing import fit_erasing
 from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
@@ -93,20 +93,25 @@ def test_keys_that_begin_anew_are_found_and_the_rest_goes_on(passes: Passes, ban
     assert nearness(anew, bank) > max(0.15, 3 * were)
 
 
-def test_what_is_erased_is_learnt_alone(passes: Passes, bank: Bank) -> None:
-    start_from(passes.memory, bank)
+def test_corrections_erase_and_other_facts_leave_what_was_told(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", replace(DIFFICULTY, corrections=0.4))
+    bank = build_bank(passes, people, IDLE, 24, seed=5)
     wider = extended(passes.memory, replace(passes.memory.config, learned_erase=True))
-
-    def loss() -> float:
-        erasing = Erasing(wider, bank, seed=1)
-        with torch.no_grad():
-            return sum(float(erasing.loss()) for _ in range(12))
-
-    before, were, said = {n: t.clone() for n, t in wider.adapter.state_dict().items()}, loss(), []
-    fit_erasing(wider, bank, 30, report=lambda what, _share: said.append(what))
+    before = {n: t.clone() for n, t in wider.adapter.state_dict().items()}
+    fit_erasing(wider, bank)
     moved = {n.rpartition(".")[2] for n, t in wider.adapter.state_dict().items() if not torch.equal(t, before[n])}
-    assert moved == {"erase_proj", "erase_bias"} and set(said) == {"learning what to erase"}
-    assert loss() < were - 0.1
+    assert moved == {"erase_proj", "erase_bias"}
+    told = [f for f in bank.facts if f.told and not f.noted]
+    sorts = [[t for f in told if f.corrects == corrects for t in f.told] for corrects in (True, False)]
+    for i, layer in enumerate(delta_layers(wider)):
+        gates = [layer.told(bank.told[i, some][None].float()).gates for some in sorts]
+        corrected, plain = (float((g.erase / g.write).detach().nanmean()) for g in gates)
+        assert corrected > 0.9 and corrected > plain + 0.4
+    nobody = replace(bank, facts=[replace(f, corrects=False) for f in bank.facts])
+    with pytest.raises(DataError, match="larger --bank"):
+        fit_erasing(wider, nobody)
 
 
 def nearness(passes: Passes, bank: Bank) -> float:

@@ -22,5 +22,5 @@ def fit_alone(passes: Passes, bank: Bank, recipe: Recipe, report: Report | None)
         fit_saying(memory, Saying(memory, bank), recipe.say_steps, recipe.seed, report)
     if recipe.gate_steps:
         fit_gates(memory, bank, passes.form.text(" and"), recipe.gate_steps, recipe.seed, report)
-    if recipe.erase_steps:
-        fit_erasing(memory, bank, recipe.erase_steps, recipe.seed, report)
+    if recipe.fit_erase:
+        fit_erasing(memory, bank)

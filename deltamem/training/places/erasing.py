@@ -1,90 +1,69 @@
-"""What is erased, trained on its own: of what a key finds, how much is taken out as its value is written.
+"""What is erased, in closed form: of what a key finds, how much is taken out as its value is written.
 
 The delta rule takes out all: what is told anew takes the place of what was told before. So does what is told of
 something whose key is alike, and what was told first is lost: of a mother's name and a father's the later one is said
-for both. Whether something is told as a correction shows where it is told, so a gate of the token's can tell. Nothing
-else is touched: what a key, a value and a query are stays as it was.
+for both. Whether something is told as a correction shows in the hidden states of its value, so a gate of the token's
+can tell: it is the ridge regression on them that tells values of corrections from others. Nothing else is touched:
+what a key, a value and a query are stays as it was.
 """
 
 from __future__ import annotations
 
-import copy
-import random
+import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
-from deltamem.training.places.among import some_among
-from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.descent import descend, noisy
-from deltamem.training.places.draw import Drawing
-from deltamem.training.places.nearness import nearest
-from deltamem.training.places.stacked import Stacked
-from deltamem.training.places.tail import Tail
+from deltamem.training.places.bank import Bank
 from deltamem.training.warm_start import delta_layers
 
-_FACTS = (1, 2, 2, 4, 8, 16, 32)
-_ROWS = 24
-"""Histories in a step, all of as many facts."""
-_UNKNOWN = 0.5
-"""Chance, per fact told, that something never told is asked for."""
-_PLACES = 384
-"""In a step."""
-_AMONG = 4096
-"""Tokens that what is to be said is told apart from in a step, at most, besides those said in it."""
-_SPREAD = 256
-"""Hidden states whose spread noise goes by."""
+_LEFT, _TAKEN = 0.3, 1.5
+"""Erase gates that are wanted, 0 to 2, at the mean logit of values of what is told, and of corrections."""
+_RIDGE = 0.26
+"""Added to variances of 1."""
 
 
-def fit_erasing(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
-    """Train the gates of what is erased, and nothing else.
+@torch.no_grad()
+def fit_erasing(memory: DeltaMemory, bank: Bank) -> None:
+    """Set the erase gates.
 
     Args:
-        memory: whose adapter is changed; it has `learned_erase`, and corrections that go to the last layer.
-        bank: what its layers see.
-        steps: of Adam; 120 of rank 64 in 26 layers take a minute and a half of one core.
-        seed: of everything random.
-        report: called with what is being done and the share done.
+        memory: whose adapter is changed; it has `learned_erase`.
+        bank: what its layers see; a few hundred corrections are enough.
+
+    Raises:
+        DataError: nothing in the bank corrects anything, or everything does.
     """
-    erasing = Erasing(memory, bank, seed)
-    descend(erasing.weights, erasing.loss, steps, "learning what to erase", report)
+    told = [fact for fact in bank.facts if fact.told and not fact.noted]
+    corrections, others = ([t for f in told if f.corrects == corrects for t in f.told] for corrects in (True, False))
+    if not corrections or not others:
+        raise DataError("what is erased is fitted on corrections and on what is none; take a larger --bank")
+    corrects = torch.tensor([True] * len(corrections) + [False] * len(others))
+    for i, layer in enumerate(delta_layers(memory)):
+        hidden = bank.told[i][corrections + others].cpu().float()
+        direction, bias = _telling_apart(hidden, corrects)
+        layer.erase_proj.copy_(direction.expand_as(layer.erase_proj))
+        layer.erase_bias.fill_(bias)
 
 
-class Erasing:
-    """What is said of histories, by what is erased as they are written.
-
-    Attributes:
-        weights: what is trained.
+def _telling_apart(x: Tensor, which: Tensor) -> tuple[Tensor, float]:
+    """Weights (hidden size,) and bias of a gate's logit, from x (n, hidden size) and which of them (n,) it is to erase
+    for; both sorts count for as much.
     """
+    mean, spread = x.mean(0), x.std(0) + 1e-3
+    z = (x - mean) / spread
+    weight = torch.where(which, 0.5 / which.sum(), 0.5 / (~which).sum())[:, None]
+    moments = (weight * z).T @ z + _RIDGE * torch.eye(x.shape[1])
+    found = torch.linalg.solve(moments, (weight * z).T @ torch.where(which, 1.0, -1.0))
+    score = z @ found
+    taken, left = float(score[which].mean()), float(score[~which].mean())
+    slope = (_logit(_TAKEN) - _logit(_LEFT)) / (taken - left)
+    direction = slope * found / spread
+    return direction, _logit(_LEFT) - slope * left - float(direction @ mean)
 
-    def __init__(self, memory: DeltaMemory, bank: Bank, seed: int = 0) -> None:
-        self._layers = delta_layers(memory)
-        self.weights: list[Tensor] = [w for layer in self._layers for w in (layer.erase_proj, layer.erase_bias)]
-        self._frozen = Stacked([copy.deepcopy(layer).requires_grad_(False) for layer in self._layers])
-        self._bank, self._tail, self._drawing = bank, Tail(memory), Drawing(bank, nearest(bank))
-        self._generator, self._rng = torch.Generator().manual_seed(seed), random.Random(f"erasing-{seed}")
-        self._spread = bank.told[:, :_SPREAD].float().std(dim=(1, 2))[:, None, None].to(self._frozen.device)
 
-    def loss(self) -> Tensor:
-        """Cross-entropy of what is to be said, in one step."""
-        bank, frozen = self._bank, self._frozen
-        drawn = self._drawing.histories(self._rng, self._rng.choice(_FACTS), _ROWS, _UNKNOWN, _PLACES)
-        numbers = drawn.told.flatten()
-        told = self._seen(bank.told[:, numbers])
-        before = self._seen(bank.before[:, numbers]) if frozen.config.keys == "pair" else None
-        products = frozen.told_products(told, before, self._seen(bank.said(drawn.said.flatten())))
-        proj, bias = (
-            torch.stack([getattr(layer, name) for layer in self._layers]) for name in ("erase_proj", "erase_bias")
-        )
-        erased = torch.bmm(told, proj.mT) + bias[:, None]
-        products = torch.cat([products[..., : -erased.shape[-1]], erased], dim=-1).unflatten(1, drawn.told.shape)
-        states = frozen.left_by(products, drawn.valid.to(frozen.device))
-        among = some_among(bank.candidates, drawn.targets, _AMONG, self._generator, frozen.device)
-        asked = self._seen(bank.places[:, drawn.places])
-        bent = frozen.bent(asked, bank.residuals[drawn.places], states, drawn.rows)
-        return F.cross_entropy(among.logits(self._tail, bent), among.numbers(drawn.targets))
-
-    def _seen(self, hidden: Tensor) -> Tensor:
-        return noisy(hidden.to(self._frozen.device), self._spread, self._generator)
+def _logit(gate: float) -> float:
+    """Of a gate of 0 to 2."""
+    return math.log(gate / (2 - gate))
