@@ -133,5 +133,5 @@ def test_reading_alone_is_refused_where_it_trains_nothing(tmp_path: Path) -> Non
     words = ("train-adapter", "--backbone", "smollm2-135m", "--preset", "deltamem", "--steps", "0", "-o",
              str(tmp_path / "adapter"), "--read-steps", "5")  # fmt: skip
     run = subprocess.run([sys.executable, "-m", "deltamem_cli", *words], capture_output=True, text=True)
-    assert run.returncode == 1 and "--gate-steps are for corrections to the last layer" in run.stderr
+    assert run.returncode == 1 and "--fit-erase are for corrections to the last layer" in run.stderr
     assert not (tmp_path / "adapter").exists()

@@ -141,6 +141,11 @@ class Recipe:
     patience: int = 0
     save_every: int = 50
 
+    @property
+    def only_erasing(self) -> bool:
+        """Whether what is erased is all that is fitted: that takes nothing but what was told."""
+        return self.fit_erase and not (self.steps or self.read_steps or self.gate_steps)
+
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""
         if self.keep_writing and name.startswith(("memory_k", "memory_v", "beta", "lambda", "erase")):

@@ -163,7 +163,7 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         metrics = Metrics(self.directory, self.step, self._tensorboard) if self.team.rank == 0 else None
         ordinary = None
-        if recipe.ordinary:
+        if recipe.ordinary and not recipe.only_erasing:
             ordinary = OrdinaryTalk(
                 self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory, self._preparing
             )

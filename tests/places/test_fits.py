@@ -248,7 +248,7 @@ def test_how_well_keys_are_found_is_measured_by_head(passes: Passes, people: Syn
     bank = build_bank(passes, people, IDLE, 12)
     start_from(passes.memory, bank)
     cosines, named = start.found(passes.memory, bank, pairs(bank)), pairs(bank)
-    assert cosines.own > 2 * cosines.others, "it is found, and others are not"
+    assert cosines.own > 1.5 * cosines.others, "it is found, and others are less"
     weights = stacked_weights(passes.memory)
     squares: dict[tuple[int, int], list[float]] = {}
     with torch.no_grad():

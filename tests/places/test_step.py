@@ -225,14 +225,18 @@ def test_gates_can_be_all_that_is_trained(tmp_path: Path) -> None:
     assert not list(again.run()) and not said
 
 
-def test_what_is_erased_can_be_all_that_is_trained(tmp_path: Path) -> None:
+def test_what_is_erased_can_be_all_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = few_people()
+    monkeypatch.setattr(people, "openings", lambda _rng: pytest.fail("no reply is looked at"))
     people.families, people.singles = [], people.relations
     memory = make_memory(make_model().requires_grad_(False), learned_erase=True, **OPTIONS)
     before = {name: tensor.clone() for name, tensor in memory.adapter_tensors().items()}
     recipe = Recipe(steps=0, cached_steps=0, bank=16, ordinary=1, reply_tokens=2, fit_erase=True)
-    passes = Passes(memory, ChatFormat.of(make_tokenizer()))
-    assert not list(Trainer(passes, recipe, tmp_path, people, team=Team(cpu=True)).run())
+    passes, said = Passes(memory, ChatFormat.of(make_tokenizer())), []
+    trainer = Trainer(
+        passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
+    )
+    assert not list(trainer.run()) and not {what for what in said if what.startswith("letting")}
     saved = load_file(tmp_path / NATIVE_FILE)
     moved = {name.rpartition(".")[2] for name, tensor in saved.items() if not torch.equal(tensor, before[name])}
     assert moved == {"erase_proj", "erase_bias"}

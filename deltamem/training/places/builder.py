@@ -78,6 +78,7 @@ def build_bank(
     split: Split = "train",
     stock: int = 0,
     workers: int = 0,
+    begun: bool = True,
 ) -> Bank:
     """Run everything through the frozen backbone once.
 
@@ -91,6 +92,7 @@ def build_bank(
         split: of the episodes.
         stock: how many more are told alone, of `TOLD_ALONE` facts each.
         workers: processes that make the episodes; 0 for this one alone.
+        begun: read how replies begin; there are so many ways that it takes an hour of a CPU's core.
     """
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
@@ -108,7 +110,7 @@ def build_bank(
     for start in range(0, stock, size):
         builder.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
-    openings = sorted(people.openings(rng), key=_length)
+    openings = sorted(people.openings(rng), key=_length) if begun else []
     for start in range(0, len(openings), size):
         builder.begin(openings[start : start + size])
         say("reading how replies begin", start / len(openings))
@@ -287,7 +289,8 @@ class _Builder:
             hidden[kind] = torch.cat(parts, dim=1) if parts else hidden["told"][:, :0]
         empty = self._residuals["places"][0][:0]
         residuals = {kind: torch.cat([empty, *parts]) for kind, parts in self._residuals.items()}
-        targets, values, begun = (torch.cat(self._marks[k]) for k in ("targets", "values", "begun"))
+        targets, values = (torch.cat(self._marks[k]) for k in ("targets", "values"))
+        begun = torch.cat([targets[:0], *self._marks["begun"]])
         likely = [
             self._tail(part.to(self._passes.device)).topk(_LIKELY).indices.flatten().cpu()
             for part in residuals["places"][values].split(512)

@@ -38,8 +38,12 @@ def whole_bank(
         workers: processes that make the episodes; 0 for this one alone.
     """
     asked = _asked(passes, ordinary, recipe, directory, report) if ordinary is not None else []
-    bank = build_bank(passes, people, asked, recipe.bank, recipe.seed, report, stock=recipe.stock, workers=workers)
-    if not recipe.vocabulary:
+    # What is erased hangs on no reply.
+    begun = not recipe.only_erasing
+    bank = build_bank(
+        passes, people, asked, recipe.bank, recipe.seed, report, stock=recipe.stock, workers=workers, begun=begun
+    )
+    if not recipe.vocabulary or recipe.only_erasing:
         return bank
     return with_words(bank, tell_vocabulary(passes, people, recipe.vocabulary, recipe.seed, report))
 
