@@ -44,7 +44,8 @@ def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
     recipe = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "gate_steps": 9})).recipe
     assert recipe.gate_steps == 9 and not recipe.keep_writing
     erasing = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "fit_erase": True}))
-    assert erasing.config.learned_erase and erasing.recipe.fit_erase
+    assert erasing.config.learned_erase and erasing.recipe.only_erasing
+    assert not replace(erasing.recipe, say_steps=5).only_erasing, "values are said in replies"
     recipe = chosen_preset(options_of(start="x", recipe={"keep_writing": True})).recipe
     assert recipe.scale("memory_k_proj") == recipe.scale("memory_v_proj") == recipe.scale("beta_bias") == 0
     assert recipe.scale("erase_proj") == 0

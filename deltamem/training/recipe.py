@@ -144,7 +144,8 @@ class Recipe:
     @property
     def only_erasing(self) -> bool:
         """Whether what is erased is all that is fitted: that takes nothing but what was told."""
-        return self.fit_erase and not (self.steps or self.read_steps or self.gate_steps)
+        others = self.steps, self.key_steps, self.say_steps, self.gate_steps, self.read_steps
+        return self.fit_erase and not any(others)
 
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from deltamem.training.fitting import stacked_weights
 from deltamem.training.places import start
 from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import DIFFICULTY, build_bank
+from deltamem.training.places.directions import Directions, Share
 from deltamem.training.places.erasing import fit_erasing
 from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.keys import fit_keys, how_found
@@ -242,13 +244,17 @@ def test_the_start_says_one_of_several_that_are_read(
     assert shares[1] > max(0.3, shares[0] + 0.02)
 
 
-def test_how_well_keys_are_found_is_measured_by_head(passes: Passes, people: SyntheticPeople) -> None:
+def test_how_well_keys_are_found_is_measured_by_head(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What queries find of others' keys is a part that all heads have in common and one that each has for itself."""
     few_ways(people, 12)
     bank = build_bank(passes, people, IDLE, 12)
+    # The directions in which most agrees: a model of three layers has few of those that tell a sort apart.
+    monkeypatch.setattr(start, "Directions", partial(Directions, shares=(Share("all"),)))
     start_from(passes.memory, bank)
     cosines, named = start.found(passes.memory, bank, pairs(bank)), pairs(bank)
-    assert cosines.own > 1.5 * cosines.others, "it is found, and others are less"
+    assert cosines.own > 2 * cosines.others, "it is found, and others are not"
     weights = stacked_weights(passes.memory)
     squares: dict[tuple[int, int], list[float]] = {}
     with torch.no_grad():
