@@ -231,8 +231,7 @@ class DeltaLayer(nn.Module):
         """
         config = self.config
         lend = lend or partial(lent, first=None, there=writes(valid, written), fading=config.fading)
-        alone = x.shape[1] == 1 and not torch.is_grad_enabled() and not config.learned_erase
-        if alone and uses_kernels(x, config.rank):
+        if x.shape[1] == 1 and not torch.is_grad_enabled() and uses_kernels(x, config.rank):
             return self._token(x, state, valid, written, trace, lend)
         q, (k, v, gates) = self.signals(x, lend)
         if written is not None:
@@ -270,6 +269,7 @@ class DeltaLayer(nn.Module):
             (
                 self.beta_bias,
                 self.lambda_bias if config.needs_lambda else None,
+                self.erase_bias if config.learned_erase else None,
                 self.read_gate_bias if config.read_gate else None,
             ),
             state,

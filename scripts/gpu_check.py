@@ -94,10 +94,13 @@ def token_agrees() -> list[Row]:
     for share, fading in ((1.0, 0.0), (0.2, 0.0), (0.3, 0.7)):
         keys = {"own_share": share, "fading": fading, "base_queries": fading > 0}
         shapes.append((1, "no_lambda", in_pairs | keys))
+    shapes.append((4, "lambda_outside", in_pairs | {"learned_erase": True}))
     for heads, mode, more in shapes:
         torch.manual_seed(0)
         config = DeltaMemConfig(num_state_heads=heads, state_update_mode=mode, output_init="random", **more)
         layer = DeltaLayer(config, 256, dict.fromkeys("qkvo", 256)).cuda().requires_grad_(False)
+        for parameter in layer.parameters():
+            parameter.normal_(std=0.1)  # a gate of zeros would say the same whatever is read of it
         x, state = torch.randn(4, 1, 256, device="cuda"), torch.randn(4, heads, 8, 8, device="cuda")
         before = torch.rand(4, lent_width(config), device="cuda")
         found = []
@@ -107,6 +110,7 @@ def token_agrees() -> list[Row]:
         worst = max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
         faded = f", fading by {config.fading}" if config.fading else ""
         pairs = f", keys in pairs, {config.own_share} of their own{faded}" if more else ""
+        pairs += ", learned erase" if config.learned_erase else ""
         rows.append(
             (
                 f"token kernel, {mode}, {heads} heads{pairs}: largest error",

@@ -17,7 +17,7 @@ from deltamem.config import DeltaMemConfig
 def token_kernel(
     config: DeltaMemConfig,
     products: Tensor,
-    biases: tuple[Tensor, Tensor | None, Tensor | None],
+    biases: tuple[Tensor, Tensor | None, Tensor | None, Tensor | None],
     state: Tensor,
     valid: Tensor,
     written: Tensor,
@@ -28,8 +28,9 @@ def token_kernel(
 
     Args:
         config: of the adapter.
-        products: (B, n) float32: of the q, k, v, beta and, where there are such, lambda and read gate projections.
-        biases: of the write gates, of free lambdas, and of the read gates; None where there are none.
+        products: (B, n) float32: of the q, k, v, beta and, where there are such, lambda, erase gate and read gate
+            projections.
+        biases: of the write gates, of free lambdas, of erase gates, and of the read gates; None where there are none.
         state: (B, H, r, r).
         valid: (B) bool, false for padding, which reads zero.
         written: (B) bool, false for what leaves the state as it is.
@@ -45,14 +46,14 @@ def token_kernel(
     reads = products.new_empty(batch, heads * rank)
     after = torch.empty_like(state)
     gates = products.new_empty(batch, heads, of_gates)
-    beta_bias, lambda_bias, read_bias = biases
+    beta_bias, lambda_bias, erase_bias, read_bias = biases
     _token[(batch, heads)](
         products, beta_bias, beta_bias if lambda_bias is None else lambda_bias,
-        beta_bias if read_bias is None else read_bias,
+        beta_bias if erase_bias is None else erase_bias, beta_bias if read_bias is None else read_bias,
         state, state if base is None else base.contiguous(), valid.to(torch.int32), written.to(torch.int32),
         reads, after, gates, products.shape[1],
         HEADS=heads, R=rank, G=of_gates, NORMALIZE=config.normalize_qk, MODE=config.state_update_mode,
-        FREE=lambda_bias is not None, OPENS=read_bias is not None,
+        FREE=lambda_bias is not None, ERASES=erase_bias is not None, OPENS=read_bias is not None,
         READ_FLOOR=config.read_gate_floor, WRITE_FLOOR=config.write_gate_floor, BASE=base is not None, EPS=eps,
     )  # fmt: skip
     return reads, after, gates
@@ -66,10 +67,11 @@ def _unit(x, EPS: tl.constexpr):
 
 
 @triton.jit
-def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, base_p, valid_p, written_p, reads_p, after_p, gates_p,
+def _token(z_p, beta_bias_p, lambda_bias_p, erase_bias_p, read_bias_p, state_p, base_p, valid_p, written_p,
+           reads_p, after_p, gates_p,
            n, HEADS: tl.constexpr, R: tl.constexpr, G: tl.constexpr, NORMALIZE: tl.constexpr, MODE: tl.constexpr,
-           FREE: tl.constexpr, OPENS: tl.constexpr, READ_FLOOR: tl.constexpr, WRITE_FLOOR: tl.constexpr,
-           BASE: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
+           FREE: tl.constexpr, ERASES: tl.constexpr, OPENS: tl.constexpr, READ_FLOOR: tl.constexpr,
+           WRITE_FLOOR: tl.constexpr, BASE: tl.constexpr, EPS: tl.constexpr):  # fmt: skip
     row, head = tl.program_id(0), tl.program_id(1)
     a, g = tl.arange(0, R), tl.arange(0, G)
     width: tl.constexpr = HEADS * R
@@ -87,7 +89,7 @@ def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, base_p, valid_
     after_gates: tl.constexpr = 3 * width + HEADS * G
     opened = valid
     if OPENS:
-        place = after_gates + (HEADS * G if FREE else 0) + head
+        place = after_gates + (HEADS * G if FREE else 0) + (HEADS if ERASES else 0) + head
         gate = tl.sigmoid(tl.load(z + place) + tl.load(read_bias_p + head))
         opened = valid * tl.maximum(gate - READ_FLOOR, 0.0) / (1 - READ_FLOOR)
     square = (row * HEADS + head) * R * R + a[:, None] * R + a[None, :]
@@ -105,6 +107,9 @@ def _token(z_p, beta_bias_p, lambda_bias_p, read_bias_p, state_p, base_p, valid_
             keep = tl.sigmoid(tl.load(z + after_gates + head * G + g) + tl.load(lambda_bias_p + head * G + g))
         if MODE == "lambda_outside":
             erase = keep * beta
+    if ERASES:
+        place = after_gates + (HEADS * G if FREE else 0) + head
+        erase = erase * 2 * tl.sigmoid(tl.load(z + place) + tl.load(erase_bias_p + head))
     gain = beta * v - erase * tl.sum(state * k[None, :], 1)
     changed = keep[:, None] * state + gain[:, None] * k[None, :]
     tl.store(after_p + square, written * changed + (1 - written) * state)
