@@ -103,7 +103,8 @@ def train(run: Run, bank: Bank, few: Bank | None, options: argparse.Namespace) -
         fresh.detach()
     # A bank is of one sort of keys, whatever a run begins with.
     given = {name: getattr(run.config, name) for name in KEYS_OF}
-    keys = DeltaMemConfig(keys="pair", base_state=True, base_queries=run.recipe.new_keys, **given)
+    given |= {"base_queries": run.recipe.new_keys, "learned_erase": run.recipe.fit_erase}
+    keys = DeltaMemConfig(keys="pair", base_state=True, **given)
 
     def attach(model: Any) -> DeltaMemory:
         return extended(DeltaMemory.from_pretrained(model, run.start or directory), keys)

@@ -110,7 +110,7 @@ def test_corrections_erase_and_other_facts_leave_what_was_told(
     for i, layer in enumerate(delta_layers(wider)):
         gates = [layer.told(bank.told[i, some][None].float()).gates for some in sorts]
         corrected, plain = (float((g.erase / g.write).detach().nanmean()) for g in gates)
-        assert corrected > 0.9 and corrected > plain + 0.4
+        assert corrected > 0.9 and corrected > plain + 0.3
     nobody = replace(bank, facts=[replace(f, corrects=False) for f in bank.facts])
     with pytest.raises(DataError, match="larger --bank"):
         fit_erasing(wider, nobody)

@@ -237,8 +237,8 @@ class PlacesStep:
         """How far queries are from finding their own key alone, told before or after another topic's.
 
         What a layer reads counts for as much as it is heard. Of two facts written one after the other a query finds
-        q·k - (k·k') (q·k') of its own, where that came first, and q·k' of the other one. The mean over queries of the
-        sums, over others, of the square of what is missing.
+        q·k - e' (k·k') (q·k') of its own, where that came first and e' is what the other one erases, and q·k' of the
+        other one. The mean over queries of the sums, over others, of the square of what is missing.
 
         Args:
             numbers: (2, n), of told tokens and places of one topic each.
@@ -253,7 +253,7 @@ class PlacesStep:
             (written.gates.write * written.v).detach(), self._tail.directions(bank.told_ids[told])
         )
         found = torch.einsum("lihr,ljhr->lijh", queries, keys)
-        overlap = torch.einsum("lihr,ljhr->lijh", keys, keys)
+        overlap = torch.einsum("lihr,ljhr->lijh", keys, keys * written.gates.erase.mean(-1, keepdim=True).detach())
         own = torch.einsum("liih,lh->i", found, heard)
         lost = torch.einsum("lijh,lh->ij", found * (1 + overlap), heard)
         missing = (lost / own.clamp_min(_FOUND)[:, None] - _APART).clamp_min(0)
