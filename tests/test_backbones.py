@@ -183,11 +183,12 @@ def test_an_adapter_takes_the_profiles_of_those_that_write_as_it_does() -> None:
         for earlier in entry.reads:
             assert takes_over(name, earlier) == newer_adapter(name, earlier) == entry.adapter
             (ours, mine), (theirs, before) = load_adapter(entry.adapter), load_adapter(earlier)
-            # A share changes keys within a value alone.
-            assert replace(ours, own_share=theirs.own_share) == theirs and mine.keys() == before.keys()
+            # A share changes keys within a value alone, and what is erased is no part of what is found.
+            same = replace(ours, own_share=theirs.own_share, learned_erase=theirs.learned_erase)
+            assert same == theirs and {key for key in mine if ".erase_" not in key} == before.keys()
             for key in mine:
                 if key.rpartition(".")[2].startswith(("memory_k", "memory_v")):
                     alike = torch.cosine_similarity(mine[key].float().flatten(), before[key].float().flatten(), dim=0)
-                    assert alike > 0.97, key
+                    assert alike > 0.96, key
         assert takes_over(name, entry.adapter) is None
     assert takes_over("smollm2-135m", "smollm2-135m-v1") is None and takes_over("other", "smollm2-135m-v12") is None
