@@ -15,7 +15,8 @@ from deltamem.profiles.history import Entry, History, at
 from deltamem.profiles.merging import merged_matrices
 from deltamem.profiles.store import ProfileStore
 
-_KEY_SHARE = "own_share"
+_OF_WRITING = {"own_share", "learned_erase"}
+"""Options of what is yet to be written, by which a state that is there means no other thing."""
 
 
 def past(store: ProfileStore, name: str) -> tuple[Profile, History]:
@@ -144,8 +145,8 @@ def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, conf
     Args:
         store: where the profile is.
         name: of it.
-        adapter: name of the other one, of which the caller knows that it reads what was written. `own_share` may be
-            another: that changes keys within a value alone.
+        adapter: name of the other one, of which the caller knows that it reads what was written. `own_share` and
+            `learned_erase` may be others: those change keys within a value, and what is taken out, alone.
         fingerprint: of that.
         config: its live options.
 
@@ -154,7 +155,7 @@ def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, conf
     """
     with _held(store, name) as (path, profile, _):
         info = profile.info
-        if _all_but(config, _KEY_SHARE) != _all_but(info.adapter_config, _KEY_SHARE):
+        if _meaning(config) != _meaning(info.adapter_config):
             raise ProfileError(
                 f"{name} was made with {info.adapter}, and {adapter} has another memory; it stays as it is"
             )
@@ -165,8 +166,9 @@ def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, conf
         save_profile(path, replace(profile, info=changed))
 
 
-def _all_but(config: dict[str, Any], name: str) -> dict[str, Any]:
-    return {option: value for option, value in config.items() if option != name}
+def _meaning(config: dict[str, Any]) -> dict[str, Any]:
+    """The options by which a state means something."""
+    return {option: value for option, value in config.items() if option not in _OF_WRITING}
 
 
 def _check_same_adapter(name: str, one: Profile, other: str, two: Profile) -> None:
