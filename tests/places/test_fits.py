@@ -99,6 +99,9 @@ def test_corrections_erase_and_other_facts_leave_what_was_told(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", replace(DIFFICULTY, corrections=0.4))
+    # Far apart: a model of three layers tells little.
+    monkeypatch.setattr("deltamem.training.places.erasing._LEFT", 0.3)
+    monkeypatch.setattr("deltamem.training.places.erasing._TAKEN", 1.5)
     bank = build_bank(passes, people, IDLE, 24, seed=5)
     wider = extended(passes.memory, replace(passes.memory.config, learned_erase=True))
     before = {n: t.clone() for n, t in wider.adapter.state_dict().items()}
@@ -110,7 +113,7 @@ def test_corrections_erase_and_other_facts_leave_what_was_told(
     for i, layer in enumerate(delta_layers(wider)):
         gates = [layer.told(bank.told[i, some][None].float()).gates for some in sorts]
         corrected, plain = (float((g.erase / g.write).detach().nanmean()) for g in gates)
-        assert corrected > 0.9 and corrected > plain + 0.3
+        assert corrected > 0.9 and corrected > plain + 0.4
     nobody = replace(bank, facts=[replace(f, corrects=False) for f in bank.facts])
     with pytest.raises(DataError, match="larger --bank"):
         fit_erasing(wider, nobody)
