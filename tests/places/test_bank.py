@@ -10,6 +10,7 @@ import torch
 
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
@@ -30,6 +31,19 @@ def test_what_was_told_is_what_was_marked(passes: Passes, people: SyntheticPeopl
     assert len(asked) == len(set(asked)) and set(asked) <= set(range(len(bank.targets)))
     assert all(not f.told for f in bank.unknown) and bank.unknown
     assert torch.isin(bank.targets, bank.candidates).all() and bank.unsaid in bank.candidates
+
+
+def test_where_a_sentence_begins_is_always_kept(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", Difficulty(facts=1, noted=1.0))
+    monkeypatch.setattr("deltamem.training.places.builder._REST", 0.0)
+    bank = build_bank(passes, people, IDLE, 12)
+    replies = [f.asked for f in bank.facts if f.noted]
+    assert len(replies) >= 10
+    for reply in replies:
+        assert bank.values[reply].tolist().index(True) == 1, "one place before the value: where its sentence begins"
+        assert int(bank.targets[reply[-1]]) in passes.form.stops, "and one where the reply ends"
 
 
 def test_banks_are_joined(passes: Passes, people: SyntheticPeople, bank: Bank) -> None:

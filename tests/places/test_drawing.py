@@ -162,3 +162,20 @@ def test_what_differs_in_a_noun_is_told_and_asked_for_together(
         return sum(sort_of(topic.relation) in told[row] for topic, row in about) / len(about)
 
     assert near(1.0) > max(0.9, near(0.0) + 0.2)
+
+
+def test_a_statement_is_replied_to_when_it_has_been_told(bank: Bank) -> None:
+    stated = {tuple(f.asked): f for f in bank.facts if f.noted}
+    assert stated
+    drawn = Drawing(bank).statements(random.Random(0), 2, 30)
+    assert torch.equal(drawn.targets, bank.targets[drawn.places]) and torch.equal(drawn.told, drawn.said)
+    assert len(drawn.told) == 30 and set(drawn.rows.tolist()) == set(range(30))
+    for row in range(30):
+        fact = stated[tuple(drawn.places[drawn.rows == row].tolist())]
+        told = drawn.told[row][drawn.valid[row]].tolist()
+        assert told[-len(fact.told) :] == fact.told and len(told) > len(fact.told)
+    alone = Drawing(bank).statements(random.Random(0), 0, 5)
+    own = {tuple(f.told) for f in stated.values()}
+    assert all(tuple(told[valid].tolist()) in own for told, valid in zip(alone.told, alone.valid, strict=True))
+    none = replace(bank, facts=[fact for fact in bank.facts if not fact.noted])
+    assert not len(Drawing(none).statements(random.Random(0), 2, 30).places)

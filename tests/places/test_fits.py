@@ -28,7 +28,6 @@ from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.keys import fit_keys, how_found
 from deltamem.training.places.longer import lengthen
 from deltamem.training.places.names import pairs, telling
-from deltamem.training.places.reading import Asking, fit_reading
 from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.start import begin_keys_anew, start_from
@@ -309,27 +308,6 @@ def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, peop
     assert set(said) == {"telling every word there is", "learning to say what is read"}
 
 
-def test_reading_is_learnt_without_touching_what_is_written(passes: Passes, people: SyntheticPeople) -> None:
-    people.families, people.singles = [], people.relations
-    memory = passes.memory
-    bank = with_words(build_bank(passes, people, IDLE, 12), tell_vocabulary(passes, people, 1))
-    start_from(memory, bank)
-    memory.adapter.requires_grad_(True)
-    before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
-    asking, said = Asking(memory, bank), []
-
-    def loss() -> float:
-        return sum(float(asking.loss().detach()) for _ in range(5))
-
-    at_first = loss()
-    fit_reading(memory, bank, 60, report=lambda what, _share: said.append(what))
-    assert loss() < 0.7 * at_first
-    after = memory.adapter.state_dict()
-    moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
-    assert moved == {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}
-    assert set(said) == {"learning to read"}
-
-
 def test_gates_open_on_what_goes_on_a_value_and_stay_elsewhere(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,22 +346,6 @@ def test_gates_open_on_what_goes_on_a_value_and_stay_elsewhere(
     assert {name.rpartition(".")[2] for name in changed} == {
         "beta_proj", "beta_bias", "read_gate_proj", "read_gate_bias",
     }  # fmt: skip
-
-
-def test_learning_to_read_leaves_ordinary_talk_alone(passes: Passes, bank: Bank) -> None:
-    memory, layers = passes.memory, delta_layers(passes.memory)
-    memory.adapter.requires_grad_(True)
-    with torch.no_grad():
-        for layer in layers:
-            for weight in (layer.delta_o_proj, layer.base_state):
-                weight.normal_()
-
-    def opened(hidden: torch.Tensor) -> float:
-        return float(Stacked(layers).read_gates(hidden.float()).detach().mean())
-
-    before = opened(bank.idle)
-    fit_reading(memory, bank, 150)
-    assert opened(bank.idle) < before / 2 and opened(bank.openings) > 1.5 * opened(bank.idle)
 
 
 def test_every_word_piece_but_those_held_out_is_told(passes: Passes, people: SyntheticPeople) -> None:

@@ -51,7 +51,8 @@ relations that are no family's, which are asked for in words of their own and an
 _LONG, _LONG_TALK = 0.03, 14
 """Share of episodes with up to so many turns of small talk."""
 _REST = 0.2
-"""Share that is kept of the places outside of a value, but for those right after one: they are many, and much alike."""
+"""Share that is kept of the places outside of a value, but for those right after one, and where a sentence begins: they
+are many, and much alike."""
 _BATCH, _BATCH_ON_GPU = 24, 192
 _EPISODE_BYTES = 2**20
 """What is kept of an episode takes, about, with 26 layers of smollm2-135m; openings and ordinary talk are on top."""
@@ -210,7 +211,7 @@ class _Builder:
         counts = batch.targets != -100
         value = batch.values > 0
         after = F.pad(value[:, :-1], (1, 0))
-        rest = counts & ~value & ~after
+        rest = counts & ~value & ~after & ~self._begins_sentence(batch.targets, counts)
         kept = counts & ~(rest & (torch.rand(rest.shape, generator=self._generator) >= _REST))
         self._read("places", batch, kept)
         self._marks["targets"].append(batch.targets[kept])
@@ -231,6 +232,13 @@ class _Builder:
                 self._counts["places"] += 1
                 if asks[which].kind == "unknown" and in_value[k] and not (k and in_value[k - 1]):
                     self._unsaid[targets[k]] += 1
+
+    def _begins_sentence(self, targets: Tensor, counts: Tensor) -> Tensor:
+        """Where another sentence of a reply begins, or the reply ends after one, (N, K)."""
+        # After "Got it." the backbone likes to go on about the value itself, as it has just read it.
+        ids, each = torch.unique(targets.clamp_min(0), return_inverse=True)
+        stops = torch.tensor([self._passes.form.tokenizer.decode([i]).endswith(".") for i in ids.tolist()])
+        return F.pad((stops[each] & counts)[:, :-1], (1, 0)) & counts
 
     def begin(self, questions: Sequence[Question]) -> None:
         batch = read_batch(self._passes.form, [(0, q) for q in questions])

@@ -102,6 +102,7 @@ class Drawing:
         self._later = {p for fact in bank.facts for p in fact.asked if p and self._value[p] and self._value[p - 1]}
         # Where the statement itself stands before it, what is to be said hangs on that one statement.
         self._apart = [fact for fact in bank.facts if not fact.noted]
+        self._stated = [fact for fact in bank.facts if fact.noted]
         firsts = ((fact.topic, self._first(fact)) for fact in self._apart)
         self._first_places = grouped((topic, first) for topic, first in firsts if first is not None)
         # They can be asked for where another about the same is, and nowhere else.
@@ -180,6 +181,20 @@ class Drawing:
         values = rng.sample(values, min(len(values), places))
         rest = rng.sample(rest, min(len(rest), places // _REST))
         return self._laid_out(rng, told, values + rest)
+
+    def statements(self, rng: random.Random, facts: int, count: int) -> Drawn:
+        """`count` histories of `facts` facts and a statement after them, and the places of the reply to that.
+
+        It asks for nothing where the bank has no statements (`Fact.noted`).
+        """
+        told: list[list[_Token]] = []
+        asked: list[tuple[int, int, int]] = []
+        for row in range(count if self._stated else 0):
+            stated = rng.choice(self._stated)
+            chosen = [*self._facts(rng, facts), stated] if facts else [stated]
+            told.append([_Token(t, t, self._about(fact, t)) for fact in chosen for t in fact.told])
+            asked += [(row, place, self._targets[place]) for place in stated.asked]
+        return self._laid_out(rng, told, asked)
 
     def _about(self, fact: Fact, token: int) -> int:
         """A number for what a told token of a fact is about."""
@@ -306,12 +321,12 @@ class Drawing:
     def _laid_out(
         self, rng: random.Random, told: Sequence[list[_Token]], asked: Sequence[tuple[int, int, int]]
     ) -> Drawn:
-        length = max(1, *map(len, told))
+        length = max([1, *map(len, told)])
         numbers = torch.zeros(5, len(told), length, dtype=torch.long)
         for row, tokens in enumerate(told):
             if tokens:
                 numbers[:3, row, : len(tokens)] = torch.tensor(tokens).T
                 numbers[3, row, : len(tokens)] = 1
                 numbers[4, row, : len(tokens)] = torch.tensor([self._other(rng, t) for t in tokens])
-        rows, places, targets = (torch.tensor(column) for column in zip(*asked, strict=True))
+        rows, places, targets = torch.tensor(asked, dtype=torch.long).reshape(-1, 3).T
         return Drawn(numbers[0], numbers[1], numbers[3] > 0, numbers[2], numbers[4], places, rows, targets)

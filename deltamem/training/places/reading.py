@@ -1,10 +1,11 @@
 """How memory is read, trained on its own after everything else: queries, read gates and the base state.
 
 What a reply begins with hangs on the question alone, and there are more ways to ask than any bank holds, so every one
-there is is drawn beside places of histories. Nothing that is written is touched: a state means what it meant.
-Histories are drawn anew in each step, with any word of the bank's told in them. Held to what was said of a few thousand
-facts alone, queries found values that were in no bank less often (benchmarks/places.md). In the same steps read gates
-are shut in ordinary talk, and what is said in it is held to what the frozen backbone says.
+there is is drawn beside places of histories. The reply to a statement comes when that has been written, and what it has
+just left in the state is found at once, so those are drawn with it. Nothing that is written is touched: a state means
+what it meant. Histories are drawn anew in each step, with any word of the bank's told in them. Held to what was said of
+a few thousand facts alone, queries found values that were in no bank less often (benchmarks/places.md). In the same
+steps read gates are shut in ordinary talk, and what is said in it is held to what the frozen backbone says.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ from deltamem.training.warm_start import delta_layers
 _FACTS = (1, 2, 4, 8, 16)
 _ROWS = 24
 """Histories in a step, all of as many facts."""
+_BEFORE = (0, 0, 1, 4, 8)
+"""Facts told before a statement whose reply is looked at."""
+_STATEMENTS = 24
+"""Of those in a step."""
 _UNKNOWN = 0.5
 """Chance, per fact told, that something never told is asked for."""
 _EMPTY = 0.3
@@ -43,9 +48,9 @@ _IDLE_BEGINS = 0.5
 _AMONG, _AMONG_OPENINGS = 2048, 256
 """Tokens each is told apart from in a step, at most, besides those said in it: of all, and of those that replies begin
 with."""
-_BEGUN, _SAID, _KEPT, _QUIET, _ALONE = 1.5, 1.0, 1.0, 8.0, 2.0
-"""Weights: of how replies begin, of what is to be said of what was told, of what was said of it before, and of read
-gates and of what is said in ordinary talk.
+_BEGUN, _STATED, _SAID, _KEPT, _QUIET, _ALONE = 1.5, 1.5, 1.0, 1.0, 8.0, 2.0
+"""Weights: of how replies begin, of replies to statements, of what is to be said of what was told, of what was said of
+it before, and of read gates and of what is said in ordinary talk.
 """
 _MARGIN = 0.5
 """Logits that a gate which is to be shut is to be below its floor."""
@@ -98,8 +103,9 @@ class Asking:
         self._shut = math.log(floor / (1 - floor)) - _MARGIN if floor else 0.0
 
     def loss(self) -> Tensor:
-        """Of one step: cross-entropy where replies begin and of what was told, the KL to what was said of it before,
-        and, in ordinary talk, how far read gates are from being shut and the KL to the frozen backbone.
+        """Of one step: cross-entropy where replies begin, in those to statements and of what was told, the KL to what
+        was said of it before, and, in ordinary talk, how far read gates are from being shut and the KL to the frozen
+        backbone.
         """
         bank, now = self._bank, Stacked(delta_layers(self._memory))
         drawn = self._drawing.histories(self._rng, self._rng.choice(_FACTS), _ROWS, _UNKNOWN, _PLACES)
@@ -120,7 +126,20 @@ class Asking:
             was = self._said(self._before, *asked)
         loss = loss + _SAID * F.cross_entropy(found, among.numbers(drawn.targets))
         loss = loss + _KEPT * divergence(found, was) / len(found)
+        loss = loss + _STATED * self._stated(now)
         return loss + self._in_ordinary_talk(now, some_told, among) if bank.idle.shape[1] else loss
+
+    def _stated(self, now: Stacked) -> Tensor:
+        """Cross-entropy of replies to statements, which were written when they are replied to."""
+        # Openings know nothing of that: after "Got it." a query finds the value that was just told, and says it there.
+        drawn = self._drawing.statements(self._rng, self._rng.choice(_BEFORE), _STATEMENTS)
+        if not len(drawn.places):
+            return torch.zeros((), device=now.device)
+        states = states_of(self._before, self._bank, drawn)
+        among = self._among(drawn.targets)
+        hidden = noisy(self._bank.places[:, drawn.places], self._spread, self._generator)
+        said = self._said(now, hidden, self._bank.residuals[drawn.places], states, drawn.rows, among)
+        return F.cross_entropy(said, among.numbers(drawn.targets))
 
     def _in_ordinary_talk(self, now: Stacked, states: Tensor, among: Among) -> Tensor:
         bank, begins = self._bank, round(_IDLE_BEGINS * _IDLE)
