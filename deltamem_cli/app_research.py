@@ -16,6 +16,7 @@ from deltamem_cli.options import (
     JsonOption,
     QuantizeChoice,
     QuantizeOption,
+    RepliesChoice,
 )
 
 
@@ -284,6 +285,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="At most this many questions (windows of text).")] = None,
     context: ContextOption = None,
     retrieve: Annotated[int, typer.Option(min=1, help="Most past turns that retrieval puts into the prompt.")] = 5,
+    replies: Annotated[
+        RepliesChoice,
+        typer.Option(help="In the histories: as the task has them, or the model's own, as in a chat."),
+    ] = RepliesChoice.scripted,
     batch: Annotated[int, typer.Option(min=1, help="Questions run together.")] = 16,
     seed: Annotated[int, typer.Option(help="Seed of the made-up people.")] = 0,
     predictions: Annotated[
@@ -312,6 +317,7 @@ def evaluate(
             limit=limit,
             context=context,
             retrieve=retrieve,
+            replies=replies.value,
             batch=batch,
             seed=seed,
             predictions=predictions,

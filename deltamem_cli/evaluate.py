@@ -31,6 +31,7 @@ class EvalChoices:
     limit: int | None
     context: int | None
     retrieve: int
+    replies: str
     batch: int
     seed: int
     predictions: Path | None
@@ -97,6 +98,8 @@ def _open(choices: EvalChoices) -> tuple[Any, dict[str, Any], int]:
         "retrieve": choices.retrieve,
         "seed": choices.seed,
     }
+    if choices.replies != "scripted":
+        settings["replies"] = choices.replies
     return passes, settings, context
 
 
@@ -120,6 +123,10 @@ def _questions(
         notice(f"{len(lines)} of {len(conditions) * len(task.items)} answers are in {choices.predictions} already.")
     options = EvalOptions(conditions, context, choices.retrieve, choices.batch)
     with _progress() as report:
+        if choices.replies == "own":
+            from deltamem.evaluation.own_replies import with_own_replies
+
+            task = with_own_replies(task, passes, context, lambda n, of: report("replying", n, of))
         for prediction in evaluate(passes, task, options, file.done if file is not None else (), report):
             line = prediction.to_dict()
             lines.append(line)

@@ -38,6 +38,13 @@ class EvalTask(str, Enum):
     jsonl = "jsonl"
 
 
+class RepliesChoice(str, Enum):
+    """Who replies in the histories of an evaluation."""
+
+    scripted = "scripted"
+    own = "own"
+
+
 class MemoryChoice(str, Enum):
     """What turns do with the memory."""
 

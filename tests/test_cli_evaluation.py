@@ -39,6 +39,14 @@ def test_questions_are_asked_under_every_condition_and_can_be_gone_on_with(
     lines = [json.loads(line) for line in kept.read_text().splitlines()]
     assert len(lines) == 1 + 21 and {"reply", "scores", "question"} <= lines[1].keys()
     assert "another run" in run.error(*words, "--seed", "5")
+    assert "another run" in run.error(*words, "--replies", "own")
+
+
+def test_the_histories_can_have_the_models_own_replies(run: Runner, chats: Path) -> None:
+    words = ["eval", "jsonl", str(chats), *run.model, "--context", "512", "--conditions", "memory", "--json"]
+    found = json.loads(run(*words, "--replies", "own").stdout)
+    assert found["settings"]["replies"] == "own" and [row["n"] for row in found["rows"]] == [3]
+    assert "replies" not in json.loads(run(*words).stdout)["settings"]
 
 
 def test_text_is_measured(run: Runner, tmp_path: Path) -> None:
