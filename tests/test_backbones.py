@@ -185,7 +185,8 @@ def test_an_adapter_takes_the_profiles_of_those_that_write_as_it_does() -> None:
             (ours, mine), (theirs, before) = load_adapter(entry.adapter), load_adapter(earlier)
             # A share changes keys within a value alone, and what is erased is no part of what is found.
             same = replace(ours, own_share=theirs.own_share, learned_erase=theirs.learned_erase)
-            assert same == theirs and {key for key in mine if ".erase_" not in key} == before.keys()
+            assert same == theirs
+            assert mine.keys() ^ before.keys() <= {key for key in mine if ".erase_" in key}
             for key in mine:
                 if key.rpartition(".")[2].startswith(("memory_k", "memory_v")):
                     alike = torch.cosine_similarity(mine[key].float().flatten(), before[key].float().flatten(), dim=0)
