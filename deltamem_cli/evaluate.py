@@ -119,11 +119,12 @@ def _questions(
         settings |= {"facts": choices.facts, "distances": choices.distances, "parts": choices.parts}
     file = PredictionsFile(choices.predictions, settings) if choices.predictions is not None else None
     lines = [line for line in file.lines if line["condition"] in conditions] if file is not None else []
+    all_of_them = len(conditions) * len(task.items)
     if lines:
-        notice(f"{len(lines)} of {len(conditions) * len(task.items)} answers are in {choices.predictions} already.")
+        notice(f"{len(lines)} of {all_of_them} answers are in {choices.predictions} already.")
     options = EvalOptions(conditions, context, choices.retrieve, choices.batch)
     with _progress() as report:
-        if choices.replies == "own":
+        if choices.replies == "own" and len(lines) < all_of_them:
             from deltamem.evaluation.own_replies import with_own_replies
 
             task = with_own_replies(task, passes, context, lambda n, of: report("replying", n, of))

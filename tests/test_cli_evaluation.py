@@ -42,11 +42,15 @@ def test_questions_are_asked_under_every_condition_and_can_be_gone_on_with(
     assert "another run" in run.error(*words, "--replies", "own")
 
 
-def test_the_histories_can_have_the_models_own_replies(run: Runner, chats: Path) -> None:
+def test_the_histories_can_have_the_models_own_replies(run: Runner, chats: Path, tmp_path: Path) -> None:
     words = ["eval", "jsonl", str(chats), *run.model, "--context", "512", "--conditions", "memory", "--json"]
     found = json.loads(run(*words, "--replies", "own").stdout)
     assert found["settings"]["replies"] == "own" and [row["n"] for row in found["rows"]] == [3]
     assert "replies" not in json.loads(run(*words).stdout)["settings"]
+    kept = ("--replies", "own", "--predictions", str(tmp_path / "replies.jsonl"))
+    first, again = run(*words, *kept), run(*words, *kept)
+    assert "replying" in first.stderr
+    assert again.stdout == first.stdout and "replying" not in again.stderr, "nothing is left to be asked"
 
 
 def test_text_is_measured(run: Runner, tmp_path: Path) -> None:
