@@ -23,6 +23,7 @@ _CHOICES = {
     "state_update_mode": ("standard", "lambda_outside", "no_lambda"),
     "output_init": ("zero", "random", "base_slice", "base_slice_fixed"),
     "reads": ("all", "reply"),
+    "writes": ("all", "user"),
     "corrections": ("own", "last"),
     "keys": ("own", "pair"),
     "delta_scale_granularity": ("layer", "head"),
@@ -34,6 +35,7 @@ _OURS = {
     "read_gate_floor": 0.0,
     "write_gate_floor": 0.0,
     "reads": "all",
+    "writes": "all",
     "corrections": "own",
     "keys": "own",
     "own_share": 1.0,
@@ -97,6 +99,8 @@ class DeltaMemConfig:
             what was told before with it. In training only the losses on gates open one that is shut. Not in the paper.
         reads: which tokens read: ``all``, or those of a ``reply`` alone and the one before it. What a user says is
             then written, and asked, as the frozen backbone reads it. Not in the paper.
+        writes: whose words are written: ``all``, or what the ``user`` says alone. What is replied was read out of the
+            memory, or made up, and written again it counts for more the next time it is asked for. Not in the paper.
         corrections: where those of o are added: to each layer's ``own`` attention output, or all of them to the
             ``last`` adapted layer's. Every hidden state that something is written or asked from then stays the frozen
             backbone's, whatever is in the memory. Not in the paper.
@@ -149,6 +153,7 @@ class DeltaMemConfig:
     read_gate_floor: float = 0.0
     write_gate_floor: float = 0.0
     reads: str = "all"
+    writes: str = "all"
     corrections: str = "own"
     keys: str = "own"
     own_share: float = 1.0
@@ -231,6 +236,11 @@ class DeltaMemConfig:
     def writes_segments(self) -> bool:
         """True for SSW, which writes once per segment."""
         return self.memory_write_granularity != "token"
+
+    @property
+    def writes_replies(self) -> bool:
+        """True where what is replied is written like what the user says."""
+        return self.writes == "all"
 
     @property
     def needs_lambda(self) -> bool:

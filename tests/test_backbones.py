@@ -178,13 +178,13 @@ def test_a_later_version_of_a_shipped_adapter_is_known() -> None:
 def test_an_adapter_takes_the_profiles_of_those_that_write_as_it_does() -> None:
     from deltamem.adapter import load_adapter
     from deltamem.backbones.catalog import CATALOG, newer_adapter, takes_over
+    from deltamem.profiles.versions import OF_WRITING
 
     for name, entry in CATALOG.items():
         for earlier in entry.reads:
             assert takes_over(name, earlier) == newer_adapter(name, earlier) == entry.adapter
             (ours, mine), (theirs, before) = load_adapter(entry.adapter), load_adapter(earlier)
-            # A share changes keys within a value alone, and what is erased is no part of what is found.
-            same = replace(ours, own_share=theirs.own_share, learned_erase=theirs.learned_erase)
+            same = replace(ours, **{option: getattr(theirs, option) for option in OF_WRITING})
             assert same == theirs
             assert mine.keys() ^ before.keys() <= {key for key in mine if ".erase_" in key}
             for key in mine:

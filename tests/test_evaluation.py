@@ -329,6 +329,11 @@ def test_recall_asks_for_what_it_says() -> None:
         (told,) = {id for id, way in ways.items() if re.fullmatch(way, turn.user)}
         (asked,) = {f.id for f in people.families if f.questions[-1] == item.question}
         assert not item.value and told != asked and sort_of(told) == sort_of(asked)
+    for item in (i for kind in ("asked before", "asked before, never told") for i in by_label["kind", kind]):
+        turns = task.histories[item.conversation]
+        asked = Turn(item.question, item.answers[0])
+        assert turns[-15:-10] == turns[-10:-5] == turns[-5:] and asked in turns[-5:], "four facts and one more"
+        assert bool(item.value) == (item.labels["kind"] == "asked before")
     sentences = [task.histories[item.conversation][0].user for item in by_label["kind", "one sentence"]]
     assert sum(" and " in text and text.count(".") == 1 for text in sentences) >= 4
     only = recall.recall_task(Words(), questions=8, facts=(2,), parts=("facts",))

@@ -14,7 +14,7 @@ from deltamem.evaluation.tasks.hotpotqa import hotpotqa_task
 from deltamem.evaluation.tasks.locomo import locomo_task
 from deltamem.evaluation.tasks.memoryagentbench import memoryagentbench_task
 from deltamem.evaluation.tasks.own import own_task
-from deltamem.evaluation.tasks.squad import squad_task
+from deltamem.evaluation.tasks.squad import HEARD, squad_task
 
 SQUAD = {
     "data": [
@@ -94,8 +94,8 @@ def test_hotpotqa(tmp_path: Path, hub: bool) -> None:
 def test_locomo(tmp_path: Path) -> None:
     task = locomo_task(file(tmp_path, LOCOMO))
     assert task.histories["s1"] == [
-        Turn("[1 May]\nAnn: Hi\nAnn: Look (shares a picture of a dog)", "Bob: Nice"),
-        Turn("[2 May]\n", "Bob: Hello again"),
+        Turn("[1 May]\nAnn: Hi\nAnn: Look (shares a picture of a dog)\nBob: Nice", HEARD),
+        Turn("[2 May]\nBob: Hello again", HEARD),
     ]
     several, broad, when, never = task.items
     assert task.score(several, "a dog, cats")["f1"] == 1, "stemmed, each part by its best match"

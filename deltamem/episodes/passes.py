@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from deltamem.chat_format import ChatFormat
-from deltamem.episodes.batches import ReadBatch, WriteBatch, left_padded
+from deltamem.episodes.batches import ReadBatch, WriteBatch, left_padded, write_batch
+from deltamem.episodes.episode import Episode
 from deltamem.memory import DeltaMemory
 from deltamem.state import MemoryState
 
@@ -59,6 +60,10 @@ class Passes:
 
     def _positions(self, valid: Tensor) -> Tensor:
         return (len(self.form.opening) - 1 + valid.long().cumsum(-1)).clamp_min(0)
+
+    def history(self, episodes: Sequence[Episode]) -> WriteBatch:
+        """Histories laid out for `write`: of what was said, the adapter says whose is written."""
+        return write_batch(self.form, episodes, self.memory.config.writes_replies)
 
     def write(self, batch: WriteBatch, local_gradient: bool = True, start: MemoryState | None = None) -> MemoryState:
         """Write histories into empty states (or those of `start`), and return what is left.

@@ -15,7 +15,7 @@ from deltamem.profiles.history import Entry, History, at
 from deltamem.profiles.merging import merged_matrices
 from deltamem.profiles.store import ProfileStore
 
-_OF_WRITING = {"own_share", "learned_erase"}
+OF_WRITING = {"own_share", "learned_erase", "writes"}
 """Options of what is yet to be written, by which a state that is there means no other thing."""
 
 
@@ -145,8 +145,9 @@ def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, conf
     Args:
         store: where the profile is.
         name: of it.
-        adapter: name of the other one, of which the caller knows that it reads what was written. `own_share` and
-            `learned_erase` may be others: those change keys within a value, and what is taken out, alone.
+        adapter: name of the other one, of which the caller knows that it reads what was written. `own_share`,
+            `learned_erase` and `writes` may be others: those change keys within a value, what is taken out, and whose
+            words are written, alone.
         fingerprint: of that.
         config: its live options.
 
@@ -168,7 +169,7 @@ def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, conf
 
 def _meaning(config: dict[str, Any]) -> dict[str, Any]:
     """The options by which a state means something."""
-    return {option: value for option, value in config.items() if option not in _OF_WRITING}
+    return {option: value for option, value in config.items() if option not in OF_WRITING}
 
 
 def _check_same_adapter(name: str, one: Profile, other: str, two: Profile) -> None:

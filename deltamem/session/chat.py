@@ -1,8 +1,9 @@
 """`ChatSession`: a conversation with a backbone that has memory.
 
 A turn reads the user's message and writes it into the state, then makes the reply token by token and writes each as
-it is fed back. What the chat template adds around them is read and not written. The session owns its state and its
-window and puts the state into the memory for the length of a turn only, so several sessions can share one model.
+it is fed back, where the adapter writes replies. What the chat template adds around them is read and not written. The
+session owns its state and its window and puts the state into the memory for the length of a turn only, so several
+sessions can share one model.
 """
 
 from __future__ import annotations
@@ -236,23 +237,24 @@ class ChatSession:
     def _feed(
         self,
         ids: list[int],
-        said: bool,
+        written: bool,
         reads: list[bool],
         segments: Segmenter,
         reply: _Reply,
         direction: Direction | None = None,
     ) -> Tensor:
         with self._trace.watching():
-            logits = self._window.feed(ids, [said] * len(ids), reads, self._mode_for, direction)
-            if said:
+            logits = self._window.feed(ids, [written] * len(ids), reads, self._mode_for, direction)
+            if written:
                 self._trace.fed(ids)
                 segments.fed(ids)
-        reply.written += len(ids) if said and self._mode == "on" else 0
+        reply.written += len(ids) if written and self._mode == "on" else 0
         return logits
 
     def _speak(self, reply: _Reply) -> Iterator[Event]:
-        """Make the reply; every token of it is fed, and so written, once."""
-        segments = self._segmenter()
+        """Make the reply; every token of it is fed once, and written where the adapter writes replies."""
+        written = self.memory is not None and self.memory.config.writes_replies
+        segments = self._segmenter(written)
         segments.begin()
         limit = self.sampling.limit
         reply.stopped = "length"
@@ -269,7 +271,7 @@ class ChatSession:
                     break
                 # Fed before it is shown: what a user has seen is in the state, wherever the reply is cut off.
                 reply.evicted |= self._window.make_room(1)
-                reply.logits = self._feed([token], True, [True], segments, reply, self._direction())
+                reply.logits = self._feed([token], written, [True], segments, reply, self._direction())
                 reply.tokens += 1
                 if piece := reply.text.add(token):
                     yield TextChunk(piece)
@@ -326,15 +328,15 @@ class ChatSession:
         """What a token of a reply does; None where it can't be replayed: a segment's tokens are gathered in a sum."""
         if self.memory is None or self._mode == "off":
             return "off"
-        if self._mode == "read":
+        if self._mode == "read" or not self.memory.config.writes_replies:
             return "read"
         return None if self.memory.config.writes_segments else "write"
 
     def _frozen(self) -> AbstractContextManager[None]:
         return nullcontext() if self.memory is None else self.memory.disabled()
 
-    def _segmenter(self) -> Segmenter:
-        writes = self._mode == "on" and self.memory is not None and self.memory.config.writes_segments
+    def _segmenter(self, written: bool = True) -> Segmenter:
+        writes = written and self._mode == "on" and self.memory is not None and self.memory.config.writes_segments
         return Segmenter(self.memory if writes else None, self.tokenizer, self._window.chunk)
 
     def _reserve(self) -> int:

@@ -13,13 +13,13 @@ from deltamem.errors import MissingExtraError
 from deltamem.evaluation.items import Item, Task
 from deltamem.evaluation.scoring import says_unknown, token_f1
 from deltamem.evaluation.tasks.files import expect, read_rows
-from deltamem.evaluation.tasks.squad import SHORT_ANSWER
+from deltamem.evaluation.tasks.squad import HEARD, SHORT_ANSWER
 
 CATEGORIES = {1: "multi-hop", 2: "temporal", 3: "open-domain", 4: "single-hop", 5: "adversarial"}
 
 
 def locomo_task(path: Path) -> Task:
-    """Conversations of a LoCoMo file. The first speaker's words are the user's, the other's are the replies.
+    """Conversations of a LoCoMo file. Both people's words are told by the user: neither of them is the backbone.
 
     Raises:
         DataError: the file is something else.
@@ -47,23 +47,18 @@ def _turns(conversation: dict[str, Any]) -> list[Turn]:
     turns: list[Turn] = []
     for session in sessions:
         date = conversation.get(f"{session}_date_time", "")
-        said: list[tuple[bool, str]] = []
+        said: list[tuple[str, str]] = []
         for line in conversation[session]:
             text = f"{line['speaker']}: {line.get('text', '')}"
             if line.get("blip_caption"):
                 text += f" (shares a picture of {line['blip_caption']})"
-            first = line["speaker"] == conversation.get("speaker_a")
-            if said and said[-1][0] == first:
-                said[-1] = (first, f"{said[-1][1]}\n{text}")
+            if said and said[-1][0] == line["speaker"]:
+                said[-1] = (line["speaker"], f"{said[-1][1]}\n{text}")
             else:
-                said.append((first, text))
-        if said and not said[0][0]:
-            said.insert(0, (True, ""))
-        if len(said) % 2:
-            said.append((False, ""))
-        for i in range(0, len(said), 2):
+                said.append((line["speaker"], text))
+        for i in range(0, len(said), 2):  # what one says, and what the other says to it
             opening = f"[{date}]\n" if date and i == 0 else ""
-            turns.append(Turn(opening + said[i][1], said[i + 1][1]))
+            turns.append(Turn(opening + "\n".join(text for _, text in said[i : i + 2]), HEARD))
     return turns
 
 

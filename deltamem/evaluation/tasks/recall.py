@@ -25,6 +25,10 @@ _NOTED = "Got it."
 _ENDS = re.compile(r"[.!?]+(?:\s+|$)")
 _PLAIN = 4
 """Facts told where something else is varied."""
+_ASKED = 3
+"""Times over that things are asked before they are asked."""
+_EVERYDAY = Difficulty(unknown=1.0, natural=1.0, longer=0.4)
+"""Values that one would expect, and words that tokenizers have in pieces among them."""
 CLOSE = (
     ("dog", "cat"),
     ("puppy", "kitten"),
@@ -45,13 +49,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "one sentence": {"facts": 2, "difficulty": Difficulty(together=1.0, joined=1.0)},
     "alike": {"facts": 2, "difficulty": Difficulty(natural=1.0), "alike": True},
     "close": {"facts": 2, "difficulty": Difficulty(natural=1.0), "pairs": CLOSE},
+    "asked before": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "recall", "asked": _ASKED},
+    "asked before, never told": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "unknown", "asked": _ASKED},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
 }
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
 name was told and a yacht's, with values that one would expect, and both are asked for (close: a dog's and a cat's); or
 the dog's alone was told, and the yacht's is asked for. Several tokens are two words, or a made-up one; longer words are
-such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"."""
+such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque". Asked before is what was asked
+and answered three times already, as was all else that was told, and something that was not: where the backbone replies
+itself, a wrong reply may have made the next one worse."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
     "1 fact": (1, Difficulty(noted=1.0)),
     "2 facts": (2, Difficulty(noted=1.0, together=1.0)),
@@ -173,6 +181,7 @@ class _Builder:
         of_kind: str = "",
         longer: bool = False,
         pairs: Sequence[tuple[str, str]] = (),
+        asked: int = 0,
     ) -> None:
         """Conversations for one figure."""
         name, rng = self._named(labels)
@@ -180,14 +189,15 @@ class _Builder:
             among = [r for r in self.people.relations if r.kind == of_kind]
         if longer:
             among = [r for r in self.people.relations if r.id in self.people.values.longer]
-        per_conversation = 1 if only else facts
+        per_conversation = 1 if only == "unknown" else facts
         for number in range(-(-self._questions // per_conversation)):
             some = rng.sample(rng.choice(self._alike), 2) if alike else among
             if pairs:
                 some = [self._by_id[id] for id in rng.choice(pairs)]
             episode = self.people.episode(rng, difficulty or Difficulty(), split, facts, some, values)
             conversation = f"{name}, {number}"
-            self.histories[conversation] = [*episode.history, *self._small_talk(rng, distance)]
+            before = [Turn(q.text, q.answer) for q in episode.questions] * asked
+            self.histories[conversation] = [*episode.history, *self._small_talk(rng, distance), *before]
             for i, question in enumerate(episode.questions):
                 if not only or question.kind == only:
                     self.items.append(_item(f"{conversation}, {i}", conversation, episode, question, labels))
