@@ -17,7 +17,7 @@ import torch
 from deltamem import DeltaMemory
 from deltamem.backbones.load import load_backbone
 from deltamem.chat_format import ChatFormat
-from deltamem.episodes.batches import read_batch
+from deltamem.episodes.batches import read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode
 from deltamem.episodes.passes import Passes
@@ -30,7 +30,7 @@ from deltamem.training.recorder import Recorder, asking_places, told_names
 def addressing(passes: Passes, episodes: list[Episode]) -> None:
     """Print, per layer, overlap of keys, and the cosine of questions with the right key and with others."""
     weights, numbers = stacked_weights(passes.memory), {}  # type: ignore[var-annotated]
-    history = passes.history(episodes)
+    history = write_batch(passes.form, episodes)
     with torch.no_grad(), Recorder(passes.memory, history.values > 0) as told:
         state = passes.write(history).clone()
     told_class = classes(told_names(history, episodes), numbers)
@@ -70,7 +70,7 @@ def by_position(passes: Passes, people: SyntheticPeople, facts: int, count: int)
         asked = [(i, q) for i, e in enumerate(part) for q in e.questions]
         batch = read_batch(passes.form, asked)
         with torch.no_grad():
-            logits = passes.read(batch, passes.write(passes.history(part)).clone())
+            logits = passes.read(batch, passes.write(write_batch(passes.form, part)).clone())
         targets, values, _ = batch.expected()
         rows = (batch.targets != -100).nonzero()[:, 0]
         correct = logits.argmax(-1).cpu() == targets

@@ -23,7 +23,7 @@ from torch import Tensor
 from deltamem import DeltaMemConfig, DeltaMemory
 from deltamem.backbones.load import Backbone, load_backbone
 from deltamem.chat_format import ChatFormat
-from deltamem.episodes.batches import read_batch
+from deltamem.episodes.batches import read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode
 from deltamem.episodes.passes import Passes
@@ -102,7 +102,7 @@ def turns(passes: Passes, episodes: Sequence[Episode]) -> list[tuple[Tensor, Ten
     """Hidden states, messages and values of what is written, episode by episode, each by itself."""
     found = []
     for start in range(0, len(episodes), BATCH):
-        batch = passes.history(episodes[start : start + BATCH])
+        batch = write_batch(passes.form, episodes[start : start + BATCH])
         with torch.no_grad(), passes.memory.disabled(), Recorder(passes.memory, batch.written, torch.bfloat16) as seen:
             passes.run(batch)
         at, hidden = 0, seen.stacked()

@@ -19,7 +19,7 @@ from deltamem import DeltaMemory
 from deltamem.adapter import resolve_adapter
 from deltamem.backbones.load import load_backbone
 from deltamem.chat_format import ChatFormat
-from deltamem.episodes.batches import read_batch
+from deltamem.episodes.batches import read_batch, write_batch
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.evaluation.tasks.recall import CLOSE
@@ -37,7 +37,7 @@ def key_and_query(passes: Passes, noun: str) -> tuple[Tensor, Tensor]:
     """The key that is written with the value's first token, and the query where it is to be said, (layers, H, r)."""
     layers, memory = Stacked(delta_layers(passes.memory)), passes.memory
     question = Question(f"What is my {noun} called?", f"Your {noun} is called {VALUE}.", VALUE, noun)
-    batch = passes.history([Episode((Turn(f"My {noun} is called {VALUE}.", "Got it."),), (question,))])
+    batch = write_batch(passes.form, [Episode((Turn(f"My {noun} is called {VALUE}.", "Got it."),), (question,))])
     at = int((batch.values[0] > 0).nonzero()[0])
     with memory.disabled(), Recorder(memory, torch.ones_like(batch.written)) as seen:
         passes.run(batch)

@@ -39,7 +39,7 @@ from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.places.whole import whole_bank
 from deltamem.training.presets import PRESETS
 from deltamem.training.recipe import Recipe
-from deltamem.training.run import CARRIED, extended
+from deltamem.training.run import KEYS_OF, extended
 from deltamem.training.trainer import Trainer
 
 _GIVEN = (int, float, bool)
@@ -102,7 +102,7 @@ def train(run: Run, bank: Bank, few: Bank | None, options: argparse.Namespace) -
         fresh.save_pretrained(directory)
         fresh.detach()
     # A bank is of one sort of keys, whatever a run begins with.
-    given = {name: getattr(run.config, name) for name in CARRIED}
+    given = {name: getattr(run.config, name) for name in KEYS_OF}
     given |= {"base_queries": run.recipe.new_keys, "learned_erase": run.recipe.fit_erase}
     keys = DeltaMemConfig(keys="pair", base_state=True, **given)
 
@@ -191,9 +191,6 @@ def main() -> None:
     parser.add_argument("--start-facts", type=int, default=4000, help="facts for the closed-form start")
     parser.add_argument("--own-share", type=float, help="of keys, of the bank and of all runs")
     parser.add_argument("--fading", type=float, help="of keys, of the bank and of all runs")
-    parser.add_argument(
-        "--writes", choices=("all", "user"), help="whose words are written, of the bank and of all runs"
-    )
     parser.add_argument("--vocabulary", type=int, default=2)
     parser.add_argument("--impersonal", type=int, default=5)
     parser.add_argument("--made-up", type=int, default=200)
@@ -222,7 +219,7 @@ def main() -> None:
         eval_every=10**9,
         save_every=10**9,
     )
-    given = {name: value for name in CARRIED if (value := getattr(options, name)) is not None}
+    given = {name: value for name in KEYS_OF if (value := getattr(options, name)) is not None}
     config = replace(preset.config, target_layers=tuple(range(4, 30)), **given)
     began = time.monotonic()
     torch.set_float32_matmul_precision("high")

@@ -23,7 +23,6 @@ _CHOICES = {
     "state_update_mode": ("standard", "lambda_outside", "no_lambda"),
     "output_init": ("zero", "random", "base_slice", "base_slice_fixed"),
     "reads": ("all", "reply"),
-    "writes": ("all", "user"),
     "corrections": ("own", "last"),
     "keys": ("own", "pair"),
     "delta_scale_granularity": ("layer", "head"),
@@ -34,8 +33,8 @@ _OURS = {
     "read_gate": False,
     "read_gate_floor": 0.0,
     "write_gate_floor": 0.0,
+    "reply_floor": 0.0,
     "reads": "all",
-    "writes": "all",
     "corrections": "own",
     "keys": "own",
     "own_share": 1.0,
@@ -97,10 +96,12 @@ class DeltaMemConfig:
             nothing is asked for, the reply is then the frozen backbone's to the last bit. Not in the paper.
         write_gate_floor: the same for write gates: a token that tells nothing then writes nothing, and takes nothing of
             what was told before with it. In training only the losses on gates open one that is shut. Not in the paper.
+        reply_floor: a reply is written only where some token of the message before it has its write gates, in the mean
+            of all layers, wider open than this: at 0 all replies are written, at 1 none. The reply to a question is
+            what was found in the memory, or made up, and if that is written it comes back louder the next time; the
+            reply to what tells something says it in words of its own. Not in the paper.
         reads: which tokens read: ``all``, or those of a ``reply`` alone and the one before it. What a user says is
             then written, and asked, as the frozen backbone reads it. Not in the paper.
-        writes: whose words are written: ``all``, or what the ``user`` says alone. What is replied was read out of the
-            memory, or made up, and written again it counts for more the next time it is asked for. Not in the paper.
         corrections: where those of o are added: to each layer's ``own`` attention output, or all of them to the
             ``last`` adapted layer's. Every hidden state that something is written or asked from then stays the frozen
             backbone's, whatever is in the memory. Not in the paper.
@@ -152,8 +153,8 @@ class DeltaMemConfig:
     read_gate: bool = False
     read_gate_floor: float = 0.0
     write_gate_floor: float = 0.0
+    reply_floor: float = 0.0
     reads: str = "all"
-    writes: str = "all"
     corrections: str = "own"
     keys: str = "own"
     own_share: float = 1.0
@@ -219,6 +220,10 @@ class DeltaMemConfig:
         for name in ("read_gate_floor", "write_gate_floor"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie between 0 and 1, not {getattr(self, name)}")
+        if not 0 <= self.reply_floor <= 1:
+            raise ConfigError(f"reply_floor must lie between 0 and 1, not {self.reply_floor}")
+        if self.reply_floor and self.writes_segments:
+            raise ConfigError("reply_floor is for memory_write_granularity token: it goes by the gates of tokens")
         if not 0 < self.delta_scale_init < self.delta_scale_max:
             raise ConfigError(
                 f"delta_scale_init must lie between 0 and delta_scale_max ({self.delta_scale_max}), "
@@ -236,11 +241,6 @@ class DeltaMemConfig:
     def writes_segments(self) -> bool:
         """True for SSW, which writes once per segment."""
         return self.memory_write_granularity != "token"
-
-    @property
-    def writes_replies(self) -> bool:
-        """True where what is replied is written like what the user says."""
-        return self.writes == "all"
 
     @property
     def needs_lambda(self) -> bool:

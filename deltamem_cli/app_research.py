@@ -122,8 +122,9 @@ def train_adapter(
         float | None, typer.Option(min=0, max=0.99, help="Write gates no wider open than this are shut.")
     ] = None,
     reads: Annotated[str | None, typer.Option(help="all: every token reads; reply: those of replies.")] = None,
-    writes: Annotated[
-        str | None, typer.Option(help="all: what is said and replied is written; user: what is said alone.")
+    reply_floor: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Replies to what opens write gates no further are not written; 1: none is."),
     ] = None,
     corrections: Annotated[
         str | None, typer.Option(help="own: each layer's goes to its own attention; last: all go to the last layer's.")
@@ -181,7 +182,7 @@ def train_adapter(
         "read_gate_floor": read_gate_floor,
         "write_gate_floor": write_gate_floor,
         "reads": reads,
-        "writes": writes,
+        "reply_floor": reply_floor,
         "corrections": corrections,
         "keys": keys,
         "own_share": own_share,

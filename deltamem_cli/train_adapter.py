@@ -51,13 +51,13 @@ def run_train(options: TrainOptions) -> None:
     import torch
 
     from deltamem.training.curves import draw_curves
-    from deltamem.training.run import CARRIED, EXTENSIONS, prepare, write_card
+    from deltamem.training.run import EXTENSIONS, KEYS_OF, prepare, write_card
     from deltamem.training.team import Team
     from deltamem_cli.opening import dtype_of, open_backbone
     from deltamem_cli.signals import finishing
 
     preset = chosen_preset(options)
-    changed = sorted(name for name in options.config if name not in (*EXTENSIONS, *CARRIED, "num_state_heads", "rank"))
+    changed = sorted(name for name in options.config if name not in (*EXTENSIONS, *KEYS_OF, "num_state_heads", "rank"))
     if options.start is not None and changed:
         raise DataError("--from keeps the adapter's own configuration: leave out " + ", ".join(changed))
     team = Team(cpu=options.device == "cpu")
@@ -129,7 +129,7 @@ def chosen_preset(options: TrainOptions) -> Any:
         changed = {"own_share": 1.0, "fading": 0.0} | changed  # those are of keys in pairs
     elif options.start is not None:
         # The adapter's own, where nobody asks for others.
-        own = {"own_share": 1.0, "fading": 0.0, "writes": "all", "base_queries": bool(recipe.get("new_keys"))}
+        own = {"own_share": 1.0, "fading": 0.0, "base_queries": bool(recipe.get("new_keys"))}
         changed = own | changed
     if recipe.get("fit_erase"):
         changed["learned_erase"] = True

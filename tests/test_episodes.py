@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes import many
-from deltamem.episodes.batches import WriteBatch, ask_tokens, read_batch, write_batch
+from deltamem.episodes.batches import ask_tokens, read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
 from deltamem.episodes.impersonal import impersonal
@@ -417,19 +416,6 @@ def test_replies_and_the_token_before_them_are_marked_as_reading(tokenizer: Any)
         f"{before}me{before}that",
         f"{before}me",
     ]
-
-
-def test_replies_are_left_out_where_the_user_alone_is_written(tokenizer: Any) -> None:
-    form = ChatFormat.of(tokenizer)
-    episode = Episode((Turn("Tom is here", "hi Tom"), Turn("more", "Tom")), (Question("who?", "Tom", "Tom"),))
-    whole, said = write_batch(form, [episode]), write_batch(form, [episode], replies=False)
-
-    def texts(batch: WriteBatch, places: torch.Tensor) -> str:
-        return str(tokenizer.decode(batch.ids[0][places[0]].tolist()))
-
-    assert texts(whole, whole.written) == "Tom is herehi TommoreTom" and texts(said, said.written) == "Tom is heremore"
-    assert texts(said, said.values > 0) == "Tom", "a value counts as told where it is written"
-    assert torch.equal(whole.ids, said.ids) and torch.equal(whole.reads, said.reads)
 
 
 def test_now_and_then_nothing_is_told(people: SyntheticPeople) -> None:

@@ -175,7 +175,7 @@ def test_another_adapter_takes_a_profile_with_its_past(tmp_path: Path) -> None:
     history.append(said(profile, 7.0))
     assert len(past(store, "work")[1].entries) == 4, "the file is still its own"
     assert difference(store, "work", "old")[0] > 0, "their numbers mean the same"
-    shared = {**CONFIG, "learned_erase": True, "own_share": 0.5, "writes": "user"}
+    shared = {**CONFIG, "learned_erase": True, "own_share": 0.5, "reply_floor": 0.4}
     upgrade(store, "work", "newest", "c" * 16, shared)
     info = load_profile(store.existing("work")).info
     assert info.adapters == {"a" * 16, new, "c" * 16} and info.adapter_config == shared, "keys are all but the same"

@@ -55,20 +55,6 @@ def test_a_turn_writes_what_was_said_and_nothing_else(tokenizer: Any) -> None:
     assert turn.state_change == pytest.approx(1.0)
 
 
-def test_replies_are_read_over_where_the_user_alone_is_written(tokenizer: Any) -> None:
-    model = make_model()
-    for options in ({}, {"memory_write_granularity": "message_mean"}):
-        memory = make_memory(model, writes="user", **options)
-        session = open_session(tokenizer, memory, trace=True)
-        turn = say(session, "hello")
-        assert turn.reply_tokens > 0 and turn.written_tokens == 5
-        assert session.writes is not None and "".join(text for text, _ in session.writes.tokens) == "hello"
-        told = ChatSession(model, tokenizer, memory, context=400)
-        list(told.ingest("hello"))
-        assert torch.equal(state_of(session).tensor, state_of(told).tensor) and state_of(session).norms().min() > 0
-        memory.detach()
-
-
 def test_greedy_is_reproducible_and_a_seed_is_too(tokenizer: Any) -> None:
     for sampling in (Sampling(temperature=0), Sampling(temperature=1.5, seed=4, top_k=40, top_p=0.95, min_p=0.01)):
         replies = []

@@ -77,16 +77,6 @@ def test_an_adapter_that_is_carried_on_keeps_its_keys_unless_others_are_asked_fo
     assert made_of(own_share=0.3, fading=0.7) == (0.3, 0.7)
 
 
-def test_whose_words_are_written_is_the_adapters_own_unless_another_is_asked_for() -> None:
-    model = make_model()
-    for own, asked, expected in (("all", {}, "all"), ("user", {}, "user"), ("all", {"writes": "user"}, "user")):
-        memory = make_memory(model, writes=own)
-        wanted = chosen_preset(options_of(start="x", config=asked)).config
-        carried = extended(memory, replace(wanted, rank=8, base_state=False))
-        assert carried.config.writes == expected
-        carried.detach()
-
-
 def test_queries_of_its_own_ask_the_base_state_the_same_at_first(ids: Callable[..., torch.Tensor]) -> None:
     model = make_model()
     memory = make_memory(model, read_gate=True, rankwise_gates=False, base_state=True, output_init="random")

@@ -19,10 +19,9 @@ class WriteBatch:
     Attributes:
         ids: (B, T).
         valid: (B, T), false for padding.
-        written: (B, T), true for what somebody said, or for what the user did.
+        written: (B, T), true for what somebody said.
         segments: (B, T), the number of the message a token belongs to, -1 for none.
-        values: (B, T), question number + 1 (in `Episode.asked`) for written tokens of a value that is asked about, else
-            0.
+        values: (B, T), question number + 1 (in `Episode.asked`) for tokens of a value that is asked about, else 0.
         reads: (B, T), true for tokens of a reply and the one before it.
     """
 
@@ -66,12 +65,9 @@ class ReadBatch:
         return self.targets[present], values, self.starts[present] & ~values
 
 
-def write_batch(form: ChatFormat, episodes: Sequence[Episode], replies: bool = True) -> WriteBatch:
-    """Lay out histories as a chat would: what was said is written, what the template adds is read.
-
-    Without `replies` what was replied is read as well (`DeltaMemConfig.writes`).
-    """
-    rows = [_history(form, episode, replies) for episode in episodes]
+def write_batch(form: ChatFormat, episodes: Sequence[Episode]) -> WriteBatch:
+    """Lay out histories as a chat would: what was said is written, what the template adds is read."""
+    rows = [_history(form, episode) for episode in episodes]
     length = max(1, *(len(row[0]) for row in rows))
     ids = torch.zeros(len(rows), length, dtype=torch.long)
     valid = torch.zeros(len(rows), length, dtype=torch.bool)
@@ -87,7 +83,7 @@ def write_batch(form: ChatFormat, episodes: Sequence[Episode], replies: bool = T
     return WriteBatch(ids, valid, segments >= 0, segments, values, reads)
 
 
-def _history(form: ChatFormat, episode: Episode, replies: bool) -> tuple[list[int], list[int], list[int], list[bool]]:
+def _history(form: ChatFormat, episode: Episode) -> tuple[list[int], list[int], list[int], list[bool]]:
     tokens: list[int] = []
     reads: list[bool] = []
     segments: list[int] = []
@@ -95,13 +91,13 @@ def _history(form: ChatFormat, episode: Episode, replies: bool) -> tuple[list[in
     message = 0
     for i, turn in enumerate(episode.history):
         parts: list[tuple[list[int], bool]] = [(form.following, False)] if i else []
-        parts += [(form.text(turn.user), True), (form.answer, False), (form.text(turn.reply), replies)]
-        for part, written in parts:
+        parts += [(form.text(turn.user), True), (form.answer, False), (form.text(turn.reply), True)]
+        for part, said in parts:
             tokens += part
-            segments += [message if written else -1] * len(part)
-            marks += _find_values(form, part, episode.asked) if written else [0] * len(part)
+            segments += [message if said else -1] * len(part)
+            marks += _find_values(form, part, episode.asked) if said else [0] * len(part)
             reads += [False] * len(part)
-            message += written
+            message += said
         # The last part was the reply.
         reads[len(reads) - len(part) - 1 :] = [True] * (len(part) + 1)
     return tokens, segments, marks, reads

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from deltamem.chat_format import ChatFormat
-from deltamem.episodes.batches import ReadBatch, WriteBatch, left_padded, write_batch
-from deltamem.episodes.episode import Episode
+from deltamem.episodes.batches import ReadBatch, WriteBatch, left_padded
 from deltamem.memory import DeltaMemory
+from deltamem.replies import opened
 from deltamem.state import MemoryState
 
 
@@ -61,26 +61,42 @@ class Passes:
     def _positions(self, valid: Tensor) -> Tensor:
         return (len(self.form.opening) - 1 + valid.long().cumsum(-1)).clamp_min(0)
 
-    def history(self, episodes: Sequence[Episode]) -> WriteBatch:
-        """Histories laid out for `write`: of what was said, the adapter says whose is written."""
-        return write_batch(self.form, episodes, self.memory.config.writes_replies)
-
     def write(self, batch: WriteBatch, local_gradient: bool = True, start: MemoryState | None = None) -> MemoryState:
         """Write histories into empty states (or those of `start`), and return what is left.
 
         With `local_gradient` the gradient reaches the weights through the state alone; the backbone runs without.
         """
-        count = batch.ids.shape[0]
-        if start is None:
-            self.memory.reset(count)
-        else:
-            self.memory.state = start
+        written = self._written(batch, start)
+        self._begin(batch, start)
         segments = batch.segments.to(self.device) if self.memory.config.writes_segments else None
-        written = batch.written.to(self.device)
         mode = self.memory.writing(segments=segments, written=written, local_gradient=local_gradient, reads=batch.reads)
         with torch.no_grad() if local_gradient else nullcontext(), mode:
             self.run(batch)
         return self.memory.state
+
+    def _begin(self, batch: WriteBatch, start: MemoryState | None) -> None:
+        if start is None:
+            self.memory.reset(len(batch.ids))
+        else:
+            self.memory.state = start
+
+    def _written(self, batch: WriteBatch, start: MemoryState | None) -> Tensor:
+        """What is written of what was said, (B, T): where replies to what tells nothing are not, that costs a pass."""
+        written, floor = batch.written.to(self.device), self.memory.config.reply_floor
+        if not floor:
+            return written
+        told = written & ~batch.reads.to(self.device)
+        most = torch.zeros(len(told), int(batch.segments.max()) + 2, device=self.device)
+        if floor < 1:
+            self._begin(batch, start)
+            gates: list[Tensor] = []
+            tracing = self.memory.tracing(lambda _, seen: gates.append(seen))
+            with torch.no_grad(), tracing, self.memory.writing(written=written, reads=batch.reads):
+                self.run(batch)
+            most.scatter_reduce_(1, batch.segments.to(self.device).clamp_min(0), opened(gates) * told, "amax")
+        # A reply comes after the message that it is a reply to.
+        before = (batch.segments.to(self.device) - 1).clamp_min(0)
+        return told | (written & (most.gather(1, before) > floor))
 
     def run(self, batch: WriteBatch) -> None:
         """Put histories through the backbone in whatever mode the memory is in."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 
 from deltamem.chat_format import ChatFormat
+from deltamem.episodes.batches import write_batch
 from deltamem.episodes.episode import Episode, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.state import MemoryState
@@ -82,7 +83,7 @@ def write_histories(
             with torch.no_grad():
                 episodes = [Episode(tuple(cut[name][part]), ()) for name in active]
                 before = MemoryState.stack([states[name] for name in active])
-                after = passes.write(passes.history(episodes), start=before).clone()
+                after = passes.write(write_batch(passes.form, episodes), start=before).clone()
             states |= {name: after.select([i]) for i, name in enumerate(active)}
             done += len(active)
             if report is not None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from deltamem.episodes.batches import ReadBatch
+from deltamem.episodes.batches import ReadBatch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Turn
 from deltamem.episodes.passes import Passes
@@ -95,7 +95,7 @@ def _states(
         report("writing the text", i, count)
         with torch.no_grad():
             said = Episode((Turn(passes.form.tokenizer.decode(tokens), ""),), ())
-            state = passes.write(passes.history([said]), start=state).clone()
+            state = passes.write(write_batch(passes.form, [said]), start=state).clone()
         full.append(state)
     passes.memory.reset(count)
     empty = passes.memory.state.clone()

@@ -15,7 +15,7 @@ from deltamem.profiles.history import Entry, History, at
 from deltamem.profiles.merging import merged_matrices
 from deltamem.profiles.store import ProfileStore
 
-OF_WRITING = {"own_share", "learned_erase", "writes"}
+OF_WRITING = {"own_share", "learned_erase", "reply_floor"}
 """Options of what is yet to be written, by which a state that is there means no other thing."""
 
 
@@ -146,8 +146,8 @@ def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, conf
         store: where the profile is.
         name: of it.
         adapter: name of the other one, of which the caller knows that it reads what was written. `own_share`,
-            `learned_erase` and `writes` may be others: those change keys within a value, what is taken out, and whose
-            words are written, alone.
+            `learned_erase` and `reply_floor` may be others: those change keys within a value, what is taken out, and
+            which replies are written, alone.
         fingerprint: of that.
         config: its live options.
 

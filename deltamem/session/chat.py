@@ -1,9 +1,9 @@
 """`ChatSession`: a conversation with a backbone that has memory.
 
 A turn reads the user's message and writes it into the state, then makes the reply token by token and writes each as
-it is fed back, where the adapter writes replies. What the chat template adds around them is read and not written. The
-session owns its state and its window and puts the state into the memory for the length of a turn only, so several
-sessions can share one model.
+it is fed back, where the adapter writes the reply to such a message (`DeltaMemConfig.reply_floor`). What the chat
+template adds around them is read and not written. The session owns its state and its window and puts the state into the
+memory for the length of a turn only, so several sessions can share one model.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ class ChatSession:
     ) -> None:
         self.model, self.tokenizer, self.memory = model, tokenizer, memory
         self._recorded = recorded
-        self._trace = WriteTrace(memory if trace else None, tokenizer)
+        self._reply_floor = memory.config.reply_floor if memory is not None else 0.0
+        self._trace = WriteTrace(memory if trace or self._reply_floor else None, tokenizer)
+        self._keeps_trace = trace
         self.writes: TurnWrites | None = None
         self.stops = stops
         self.context = context
@@ -252,9 +254,9 @@ class ChatSession:
         return logits
 
     def _speak(self, reply: _Reply) -> Iterator[Event]:
-        """Make the reply; every token of it is fed once, and written where the adapter writes replies."""
-        written = self.memory is not None and self.memory.config.writes_replies
-        segments = self._segmenter(written)
+        """Make the reply; every token of it is fed once, and written where the message before it told something."""
+        written = self._trace.widest > floor if (floor := self._reply_floor) else True
+        segments = self._segmenter()
         segments.begin()
         limit = self.sampling.limit
         reply.stopped = "length"
@@ -271,7 +273,7 @@ class ChatSession:
                     break
                 # Fed before it is shown: what a user has seen is in the state, wherever the reply is cut off.
                 reply.evicted |= self._window.make_room(1)
-                reply.logits = self._feed([token], written, [True], segments, reply, self._direction())
+                reply.logits = self._feed([token], written, [True], segments, reply, self._direction(written))
                 reply.tokens += 1
                 if piece := reply.text.add(token):
                     yield TextChunk(piece)
@@ -295,7 +297,7 @@ class ChatSession:
                 raise StateError("this turn left NaN or infinite numbers in the memory; it was undone")
             change = change_between(state.matrices(), after.matrices())
             self._state, self.state_before = after, state
-            self.writes = self._trace.finish()
+            self.writes = self._trace.finish() if self._keeps_trace else None
         self._undo = (turns, state)
         reply.finished = True
         self.last = TurnFinished(
@@ -324,19 +326,19 @@ class ChatSession:
             return self.memory.writing(written=written, reads=reads)
         return self.memory.reading(reads=reads)
 
-    def _direction(self) -> Direction | None:
+    def _direction(self, written: bool) -> Direction | None:
         """What a token of a reply does; None where it can't be replayed: a segment's tokens are gathered in a sum."""
         if self.memory is None or self._mode == "off":
             return "off"
-        if self._mode == "read" or not self.memory.config.writes_replies:
+        if self._mode == "read" or not written:
             return "read"
         return None if self.memory.config.writes_segments else "write"
 
     def _frozen(self) -> AbstractContextManager[None]:
         return nullcontext() if self.memory is None else self.memory.disabled()
 
-    def _segmenter(self, written: bool = True) -> Segmenter:
-        writes = written and self._mode == "on" and self.memory is not None and self.memory.config.writes_segments
+    def _segmenter(self) -> Segmenter:
+        writes = self._mode == "on" and self.memory is not None and self.memory.config.writes_segments
         return Segmenter(self.memory if writes else None, self.tokenizer, self._window.chunk)
 
     def _reserve(self) -> int:

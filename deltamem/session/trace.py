@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from deltamem.memory import DeltaMemory
+from deltamem.replies import opened
 from deltamem.session.detokenize import Detokenizer
 
 
@@ -63,6 +64,13 @@ class WriteTrace:
         if not self._gates or layer == next(iter(self._gates)):
             self._ends.append(len(self._ids))
         self._gates.setdefault(layer, []).append(gates)
+
+    @property
+    def widest(self) -> float:
+        """How far the write gates of the turn stood open so far, where they did so most (see `opened`), 0 to 1."""
+        if not self._gates:
+            return 0.0
+        return float(opened([torch.cat(gates, dim=1) for gates in self._gates.values()]).max())
 
     def finish(self) -> TurnWrites | None:
         """The turn's gates; None where nothing was written."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltamem.episodes.batches import read_batch
+from deltamem.episodes.batches import read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
@@ -170,7 +170,7 @@ def collect(
     size = 16
     for start in range(0, episodes, size):
         batch = [people.episode(rng, difficulty, "train") for _ in range(size)]
-        history = passes.history(batch)
+        history = write_batch(passes.form, batch)
         places = history.values > 0
         bland = _some(history.written & ~places)
         with torch.no_grad(), memory.disabled(), Recorder(memory, places) as a, Recorder(memory, bland) as b:

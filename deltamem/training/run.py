@@ -31,11 +31,11 @@ from deltamem.training.trainer import Fit, Trainer
 from deltamem.training.warm_start import delta_layers
 
 CARD_FILE = "README.md"
-EXTENSIONS = ("base_state", "base_queries", "learned_erase", "read_gate_floor", "write_gate_floor")
-"""Options that an adapter can be given which was trained without them; those below, state heads and a larger rank are
-others."""
-CARRIED = ("own_share", "fading", "writes")
-"""What keys in pairs are made of, and whose words are written: an adapter's own stay where nobody asks for others."""
+EXTENSIONS = ("base_state", "base_queries", "learned_erase", "read_gate_floor", "write_gate_floor", "reply_floor")
+"""Options that an adapter can be given which was trained without them; what keys are made of, state heads and a larger
+rank are others."""
+KEYS_OF = ("own_share", "fading")
+"""What keys in pairs are made of."""
 
 
 def prepare(
@@ -142,7 +142,6 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
     given = {name: getattr(wanted, name) or getattr(memory.config, name) for name in EXTENSIONS}
     given["own_share"] = wanted.own_share if wanted.own_share != 1 else memory.config.own_share
     given["fading"] = wanted.fading or memory.config.fading
-    given["writes"] = wanted.writes if wanted.writes != "all" else memory.config.writes
     heads, had = wanted.num_state_heads, memory.config.num_state_heads
     if heads > 1:  # 1 is what nobody asked for
         given["num_state_heads"] = heads

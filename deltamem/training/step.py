@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from deltamem.episodes.batches import ReadBatch, read_batch
+from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.passes import Passes
 from deltamem.evaluation.histories import windows
@@ -141,7 +141,7 @@ class TrainingStep:
                 replace(e, history=tuple(own[number]) if number < len(own) else (), breaks=())
                 for e, own in zip(episodes, cut, strict=True)
             ]
-            batch = self._passes.history(part)
+            batch = write_batch(form, part)
             with addresses.told(batch, part) if addresses is not None else nullcontext():
                 state = self._passes.write(batch, recipe.local_gradient, state)
         assert state is not None

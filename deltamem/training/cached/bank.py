@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deltamem.episodes.batches import expected_tokens, read_batch
+from deltamem.episodes.batches import expected_tokens, read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.passes import Passes
@@ -120,7 +120,7 @@ def _units(passes: Passes, episodes: Sequence[Episode], report: Callable[[float]
     units: dict[int, Unit] = {}
     for start in range(0, len(order), _BATCH):
         part = order[start : start + _BATCH]
-        batch = passes.history([episodes[i] for i in part])
+        batch = write_batch(passes.form, [episodes[i] for i in part])
         watching = Recorder(passes.memory, batch.written, torch.bfloat16)
         with torch.no_grad(), passes.memory.disabled(), watching:
             passes.run(batch)

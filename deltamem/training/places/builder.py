@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltamem.episodes.batches import ReadBatch, read_batch
+from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.many import make_episodes
@@ -177,7 +177,7 @@ class _Builder:
         self._tell(episodes, facts, 0.0)
 
     def _tell(self, episodes: Sequence[Episode], facts: Sequence[dict[int, Fact]], others: float) -> None:
-        batch = self._passes.history(episodes)
+        batch = write_batch(self._passes.form, episodes)
         told = batch.values > 0
         share = torch.full(told.shape, others)
         share[:, 1:][told[:, :-1]] = _OTHERS_AFTER if others else 0.0

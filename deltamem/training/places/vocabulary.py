@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deltamem.episodes.batches import write_batch
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Pieces, told_pieces
@@ -67,7 +68,7 @@ def _lots(rng: random.Random, pieces: Pieces) -> list[tuple[bool, list[int]]]:
 def _statement(rng: random.Random, passes: Passes, people: SyntheticPeople, later: bool) -> list[int]:
     """Token ids of a conversation up to where a value begins, or goes on."""
     while True:
-        batch = passes.history([people.episode(rng, alone(rng), "train", facts=_FACTS)])
+        batch = write_batch(passes.form, [people.episode(rng, alone(rng), "train", facts=_FACTS)])
         value = batch.values[0].tolist()
         places = [t for t in range(1, len(value)) if value[t] and (value[t] == value[t - 1]) == later]
         if places:
