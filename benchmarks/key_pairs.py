@@ -30,7 +30,7 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.episode import Question
 from deltamem.episodes.grouped import grouped
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.relation_data import sort_of
+from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.places.bank import Bank, Fact
 from deltamem.training.places.builder import build_bank

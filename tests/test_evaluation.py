@@ -16,8 +16,9 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import write_batch
 from deltamem.episodes.episode import Episode, Turn
 from deltamem.episodes.grouped import grouped
+from deltamem.episodes.numbers import numbers
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.relation_data import sort_of
+from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.evaluation import ordinary as ordinary_module
@@ -329,6 +330,8 @@ def test_recall_asks_for_what_it_says() -> None:
         (told,) = {id for id, way in ways.items() if re.fullmatch(way, turn.user)}
         (asked,) = {f.id for f in people.families if f.questions[-1] == item.question}
         assert not item.value and told != asked and sort_of(told) == sort_of(asked)
+    held = {number for splits in numbers().values() for number in splits["heldout"]}
+    assert all(item.value in held for item in by_label["kind", "numbers"])
     for item in (i for kind in ("asked before", "asked before, never told") for i in by_label["kind", kind]):
         turns = task.histories[item.conversation]
         asked = Turn(item.question, item.answers[0])

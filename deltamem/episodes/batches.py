@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -115,11 +116,22 @@ def _find_values(form: ChatFormat, tokens: list[int], questions: Sequence[Questi
 
 def _places(form: ChatFormat, tokens: list[int], value: str) -> Iterator[tuple[int, int]]:
     """Where a value stands, and how many tokens it takes there: after a space, or at the very start."""
+    number = value[:1].isdigit() or value[-1:].isdigit()
     for lead in (" ", ""):
         ids = form.text(lead + value)
         for at in range(len(tokens) - len(ids) + 1):
-            if tokens[at : at + len(ids)] == ids:
+            if tokens[at : at + len(ids)] == ids and not (number and _amid(form, tokens, at, len(ids))):
                 yield at, len(ids)
+
+
+def _amid(form: ChatFormat, tokens: list[int], at: int, length: int) -> bool:
+    """Whether tokens stand in the middle of a longer number, as "15" does in "9:15" and in "3151"."""
+    before, own, after = (
+        form.tokenizer.decode(x) for x in (tokens[:at], tokens[at : at + length], tokens[at + length :])
+    )
+    return bool(re.search(r"\d:?$", before) and own[:1].isdigit()) or bool(
+        re.match(r":?\d", after) and own[-1:].isdigit()
+    )
 
 
 def read_batch(form: ChatFormat, asked: Sequence[tuple[int, Question]]) -> ReadBatch:

@@ -29,6 +29,7 @@ class Difficulty:
         sessions: share of histories that are told in two sessions.
         families: relations made from nouns and phrasings that go with all of them are in play as well.
         singles: relations that are no family's are in play instead, told and asked for in more words.
+        numbers: relations whose values are numbers are in play as well, half of them.
         natural: share of values that are what one would expect of their relation, where such are known; the others are
             any words.
         longer: share of values that are words of several tokens that one would expect of their relation ("Pixie"),
@@ -55,6 +56,7 @@ class Difficulty:
     sessions: float = 0.0
     families: bool = False
     singles: bool = False
+    numbers: bool = False
     natural: float = 0.0
     longer: float = 0.0
     together: float = 0.3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -29,10 +28,11 @@ def told_relations() -> list[Relation]:
 
 def families() -> list[Relation]:
     """Relations that differ in a noun alone from others of their family."""
-    return [relation for family in read_data("families.json") for relation in _family(family)]
+    return [relation for data in read_data("families.json") for relation in family(data)]
 
 
-def _family(data: dict[str, Any]) -> list[Relation]:
+def family(data: dict[str, Any]) -> list[Relation]:
+    """Those of one family of a file in `data/`: its phrasings with each of its nouns for ``{n}``."""
     made = []
     for noun in data["nouns"]:
         said = {k: tuple(p.replace("{n}", noun) for p in data[k]) for k in ("statements", "questions")}
@@ -43,17 +43,6 @@ def _family(data: dict[str, Any]) -> list[Relation]:
             )
         )
     return made
-
-
-def sort_of(relation: str) -> str:
-    """The same for ids of relations that differ in a noun alone; for others the id itself."""
-    return _sorts().get(relation, relation)
-
-
-@lru_cache(maxsize=1)
-def _sorts() -> dict[str, str]:
-    owned = [r for r in (*told_relations(), *families()) if r.possessed]
-    return {r.id: r.answer.replace(r.possessed.split()[-1], "{n}", 1) for r in owned}
 
 
 def singles(relations: list[Relation]) -> list[Relation]:

@@ -22,7 +22,7 @@ class Relation:
 
     Attributes:
         id: its name.
-        kind: ``name`` (capitalised values) or ``word``.
+        kind: ``name`` (capitalised values) or ``word``, or one of `numbers.numbers`.
         statements: phrasings with ``{v}`` for the value; the last is held out.
         questions: phrasings of the question; the last is held out.
         answer: the reply, with ``{v}``.

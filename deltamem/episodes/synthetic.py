@@ -15,6 +15,7 @@ from typing import Any
 
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.episodes.numbers import number_relations
 from deltamem.episodes.relation_data import families, read_data, singles, told_relations, unusual
 from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.sentences import in_one_sentence
@@ -46,6 +47,7 @@ class SyntheticPeople:
         relations: those used for training.
         families: more of them, which differ in a noun alone; some say the same in other words.
         singles: those of `relations` that are no family's, in more words, and others of that sort.
+        numbers: others, whose values are numbers.
         heldout_relations: those that never are.
         ordinary: prompts on which memory is to change nothing, by split.
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
@@ -58,6 +60,7 @@ class SyntheticPeople:
         self.relations = [r for r in relations if not r.heldout]
         self.families = families()
         self.singles = singles(self.relations)
+        self.numbers = number_relations()
         self.heldout_relations = [r for r in relations if r.heldout]
         self.ordinary: dict[Split, list[str]] = read_data("ordinary.json")
         talk = read_data("small_talk.json")
@@ -112,6 +115,8 @@ class SyntheticPeople:
             relations = self._one_of_each(rng, self.relations[: difficulty.relations])
         else:
             relations = self.singles if difficulty.singles else self.relations[: difficulty.relations]
+        if difficulty.numbers:
+            relations = [*self.numbers, *rng.sample(relations, min(len(relations), len(self.numbers)))]
         if facts is None and difficulty.nothing and rng.random() < difficulty.nothing:
             facts, difficulty = 0, replace(difficulty, unknown=1.0, noted=0.0)
         count = facts if facts is not None else rng.randint(1, difficulty.facts)
@@ -253,13 +258,13 @@ class SyntheticPeople:
         """
         singular = list({relation.id: relation for relation in (*self.relations, *self.singles)}.values())
         made = []
-        for relation in (*singular, *singular, *self.families):
+        for relation in (*singular, *singular, *self.families, *self.numbers):
             made += [self._opening(rng, relation, "question", way) for way in _some(rng, relation, relation.questions)]
-        for relation in (*singular, *self.families):
+        told = [*singular, *self.families, *self.numbers]
+        for relation in told:
             made += [
                 self._opening(rng, relation, "statement", way) for way in _some(rng, relation, relation.statements)
             ]
-        told = [*singular, *self.families]
         made += [self._opening_of_several(rng, told) for _ in range(len(made) // _TOGETHER)]
         return [replace(q, earlier=self._turns(rng, told)) if rng.random() < 0.5 else q for q in made]
 

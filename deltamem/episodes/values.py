@@ -1,4 +1,4 @@
-"""What can be told of a relation: any word of the tokenizer, words of several tokens, and what one would expect."""
+"""What can be told of a relation: any word of the tokenizer, words of several tokens, likely ones, and numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from deltamem.episodes.difficulty import Difficulty
+from deltamem.episodes.numbers import numbers
 from deltamem.episodes.relation_data import read_data
 from deltamem.episodes.relations import Relation
 from deltamem.episodes.words import Beginnings, Split, beginnings, made_up, split_words
@@ -31,6 +32,7 @@ class Values:
         self._single = {kind: split_words(tokenizer, kind) for kind in _KINDS}
         if any(not words for splits in self._single.values() for words in splits.values()):
             raise DataError("this tokenizer has too few words that are single tokens for the built-in generator")
+        self._single |= numbers()
         self._likely: dict[Split, dict[str, list[str]]] = {"train": {}, "heldout": {}}
         self._of_sort: dict[str, list[str]] = {}
         self._longer: dict[str, list[str]] = {}
@@ -43,7 +45,7 @@ class Values:
                 self._longer.setdefault(of, []).extend(sort.get("longer", ()))
 
     def single(self, kind: str, split: Split) -> list[str]:
-        """All of a kind (``name`` or ``word``) that are one token."""
+        """All of a kind (``name`` or ``word``) that are one token, or all numbers of a kind."""
         return self._single[kind][split]
 
     def likely(self, relation: str, split: Split) -> list[str]:
@@ -87,6 +89,8 @@ class Values:
     def any(self, rng: random.Random, kind: str, difficulty: Difficulty, split: Split, taken: Collection[str]) -> str:
         """A value of a kind, whatever it is told of."""
         pool = self._single[kind][split][: difficulty.pool]
+        if kind not in _KINDS:
+            return rng.choice([number for number in pool if number not in taken])
         value = rng.choice(pool)
         if rng.random() < difficulty.long_values:
             value = self._long(rng, kind, value, pool, split)

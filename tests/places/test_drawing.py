@@ -10,7 +10,7 @@ import torch
 
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.relation_data import sort_of
+from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, with_words

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.relation_data import sort_of
+from deltamem.episodes.sorts import sort_of
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, Fact, Topic
 from deltamem.training.places.draw import Drawing

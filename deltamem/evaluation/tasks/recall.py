@@ -10,8 +10,8 @@ from typing import Any
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.grouped import grouped
-from deltamem.episodes.relation_data import sort_of
 from deltamem.episodes.relations import Relation
+from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
 from deltamem.evaluation.items import Item, Task
@@ -45,6 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "two people": {"facts": _PLAIN, "difficulty": Difficulty(others=1.0)},
     "list of two": {"facts": 2, "difficulty": Difficulty(lists=1.0), "of_kind": "word"},
     "several tokens": {"facts": 2, "difficulty": Difficulty(long_values=1.0)},
+    "numbers": {"facts": 2, "numbers": True},
     "longer words": {"facts": 2, "difficulty": Difficulty(longer=1.0), "longer": True},
     "one sentence": {"facts": 2, "difficulty": Difficulty(together=1.0, joined=1.0)},
     "alike": {"facts": 2, "difficulty": Difficulty(natural=1.0), "alike": True},
@@ -57,7 +58,8 @@ KINDS: dict[str, dict[str, Any]] = {
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
 name was told and a yacht's, with values that one would expect, and both are asked for (close: a dog's and a cat's); or
 the dog's alone was told, and the yacht's is asked for. Several tokens are two words, or a made-up one; longer words are
-such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque". Asked before is what was asked
+such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"; numbers are ages, years, codes,
+days and times. Asked before is what was asked
 and answered three times already, as was all else that was told, and something that was not: where the backbone replies
 itself, a wrong reply may have made the next one worse."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
@@ -180,6 +182,7 @@ class _Builder:
         alike: bool = False,
         of_kind: str = "",
         longer: bool = False,
+        numbers: bool = False,
         pairs: Sequence[tuple[str, str]] = (),
         asked: int = 0,
     ) -> None:
@@ -187,6 +190,8 @@ class _Builder:
         name, rng = self._named(labels)
         if of_kind:
             among = [r for r in self.people.relations if r.kind == of_kind]
+        if numbers:
+            among = self.people.numbers
         if longer:
             among = [r for r in self.people.relations if r.id in self.people.values.longer]
         per_conversation = 1 if only == "unknown" else facts

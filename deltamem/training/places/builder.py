@@ -48,6 +48,8 @@ TOLD_ALONE = 12
 _FAMILIES, _SINGLES = 0.35, 0.35
 """Shares of episodes with relations of the families among them, most of which differ in a noun alone, and of those with
 relations that are no family's, which are asked for in words of their own and answered in them."""
+_NUMBERS = 0.2
+"""Share of episodes in which numbers are told as well."""
 _LONG, _LONG_TALK = 0.03, 14
 """Share of episodes with up to so many turns of small talk."""
 _REST = 0.2
@@ -133,7 +135,8 @@ def difficulty(rng: random.Random) -> Difficulty:
     kind = rng.random()
     talk = _LONG_TALK if rng.random() < _LONG else DIFFICULTY.small_talk
     singles = _FAMILIES <= kind < _FAMILIES + _SINGLES
-    return replace(DIFFICULTY, families=kind < _FAMILIES, singles=singles, small_talk=talk)
+    numbers = rng.random() < _NUMBERS
+    return replace(DIFFICULTY, families=kind < _FAMILIES, singles=singles, numbers=numbers, small_talk=talk)
 
 
 def alone(rng: random.Random) -> Difficulty:

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from deltamem.episodes.relation_data import sort_of
+from deltamem.episodes.sorts import sort_of
 from deltamem.training.places.names import Named
 
 _RIDGE = 0.05

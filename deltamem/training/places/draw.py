@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from deltamem.episodes.grouped import grouped
-from deltamem.episodes.relation_data import sort_of
+from deltamem.episodes.sorts import sort_of
 from deltamem.training.places.bank import Bank, Fact, Topic
 
 _TRIES = 40

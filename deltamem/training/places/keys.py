@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.grouped import grouped
-from deltamem.episodes.relation_data import sort_of
+from deltamem.episodes.sorts import sort_of
 from deltamem.memory import DeltaMemory
 from deltamem.training.fitting import stacked_weights
 from deltamem.training.places.bank import Bank, Report
