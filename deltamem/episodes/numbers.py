@@ -26,6 +26,16 @@ def number_relations() -> list[Relation]:
     return made
 
 
+def is_number(relation: str) -> bool:
+    """Whether the values of a relation, by its id, are numbers."""
+    return relation in _ids()
+
+
+@lru_cache(maxsize=1)
+def _ids() -> frozenset[str]:
+    return frozenset(relation.id for relation in number_relations())
+
+
 @lru_cache(maxsize=1)
 def numbers() -> dict[str, dict[Split, list[str]]]:
     """All numbers by kind and split, a tenth of them held out."""

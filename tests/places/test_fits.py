@@ -348,6 +348,28 @@ def test_gates_open_on_what_goes_on_a_value_and_stay_elsewhere(
     }  # fmt: skip
 
 
+def test_gates_open_on_all_of_a_number(
+    passes: Passes, people: SyntheticPeople, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = passes.memory
+    memory.adapter.requires_grad_(True)
+    numeric = {fact.topic.relation for fact in bank.facts[::2]}
+    monkeypatch.setattr("deltamem.training.places.gates.is_number", numeric.__contains__)
+    digits = [t for fact in bank.facts if fact.topic.relation in numeric for t in fact.told]
+    asked = [p for f in bank.facts if f.topic.relation in numeric for p in f.asked if bank.values[p]]
+
+    def least() -> tuple[float, float]:
+        stacked = Stacked(delta_layers(memory))
+        with torch.no_grad():
+            found = stacked.write_gates(bank.told[:, digits].float()), stacked.read_gates(bank.places[:, asked].float())
+        return float((0.85 - found[0]).clamp_min(0).mean()), float((0.97 - found[1]).clamp_min(0).mean())
+
+    was = least()
+    fit_gates(memory, bank, (), 300)
+    now = least()
+    assert was[0] > 0.3 and now[0] < 0.6 * was[0] and now[1] <= was[1]
+
+
 def test_every_word_piece_but_those_held_out_is_told(passes: Passes, people: SyntheticPeople) -> None:
     told = tell_vocabulary(passes, people, 2)
     pieces = told_pieces(passes.form.tokenizer)

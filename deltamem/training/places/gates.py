@@ -1,7 +1,8 @@
 """Gates trained on their own: open on all tokens of a value, and elsewhere as they were.
 
 A word that is one by itself ("Snow") and goes on in another value ("Snowball") looks like the end of one, so a gate
-that has seen few such values is half shut there: what comes next is then not asked for, or was not written.
+that has seen few such values is half shut there: what comes next is then not asked for, or was not written. One that
+has seen no numbers is shut on all of their digits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem.episodes.numbers import is_number
 from deltamem.layer import DeltaLayer
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
@@ -108,11 +110,15 @@ def _loss(
 
 
 def _written(memory: DeltaMemory, bank: Bank, joining: Collection[int]) -> list[_Some]:
-    """Tokens that were written: first ones of values, later ones, those that join two, and those that tell nothing."""
+    """Tokens that were written: first ones of values, later ones and all of numbers, those that join two, and those
+    that tell nothing.
+    """
     ids = bank.told_ids.tolist()
     joins = {t for t, token in enumerate(ids) if token in joining}
     later = {t for f in bank.facts for b, t in zip(f.told, f.told[1:], strict=False) if t == b + 1}
     later = {t for t in later if t not in joins and t - 1 not in joins}
+    digits = {t for fact in bank.facts if is_number(fact.topic.relation) for t in fact.told}
+    later = (later | digits) - joins
     first = set(range(len(ids))) - later - joins
     least_open = _OPEN * memory.config.write_gate_floor
     return _there(
@@ -124,9 +130,12 @@ def _written(memory: DeltaMemory, bank: Bank, joining: Collection[int]) -> list[
 
 
 def _read(bank: Bank) -> list[_Some]:
-    """Places where a later token of a value is to be said, the first one, or another; in ordinary talk; in openings."""
+    """Places where a later token of a value, or any of a number, is to be said; a first one; or another; in ordinary
+    talk; in openings.
+    """
     value = bank.values.tolist()
     later = {p for f in bank.facts for p in bank.after_value(f) if value[p]}
+    later |= {p for f in bank.facts if is_number(f.topic.relation) for p in f.asked if value[p]}
     first = {p for p, is_value in enumerate(value) if is_value} - later
     return _there(
         _Some(bank.places, _numbers(later), 256, 20.0, lambda r: r.clamp_min(_ASKED_ON)),
