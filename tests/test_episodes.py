@@ -379,6 +379,9 @@ def test_values_that_fit_are_split_and_mentioned_in_small_talk(people: Synthetic
     assert any("Berlin" in t.user for t in talk) and not any(
         w in t.user.split() for t in talk for w in ("Rome", "Emma")
     )
+    mentioned = {n for t in talk for n in re.findall(r"\d+:\d\d|\d+", t.user)}
+    assert len(mentioned) > 20, "numbers that tell nothing as well"
+    assert not mentioned & {n for kind in ("time", "few") for n in numbers()[kind]["heldout"]}
     untold = set(data["places"]["values"][-4:])
     assert not any(set(re.findall(r"\w+", t.user)) & untold for t in talk)
 

@@ -53,8 +53,9 @@ class Values:
         return self._likely[split].get(relation, [])
 
     def of_sort(self, sort: str) -> list[str]:
-        """Those of a sort ("places") that training tells; empty where it is none."""
-        return self._of_sort.get(sort, [])
+        """Those of a sort ("places"), or numbers of a kind, that training tells; empty where it is neither."""
+        told = numbers().get(sort)
+        return self._of_sort.get(sort, []) if told is None else told["train"]
 
     @cached_property
     def longer(self) -> dict[str, list[str]]:
