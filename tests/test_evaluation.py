@@ -332,7 +332,7 @@ def test_recall_asks_for_what_it_says() -> None:
         assert not item.value and told != asked and sort_of(told) == sort_of(asked)
     held = {number for splits in numbers().values() for number in splits["heldout"]}
     assert all(item.value in held for item in by_label["kind", "numbers"])
-    for item in (i for kind in ("asked before", "asked before, never told") for i in by_label["kind", kind]):
+    for item in (i for kind in ("asked before", "asked before but never told") for i in by_label["kind", kind]):
         turns = task.histories[item.conversation]
         asked = Turn(item.question, item.answers[0])
         assert turns[-15:-10] == turns[-10:-5] == turns[-5:] and asked in turns[-5:], "four facts and one more"

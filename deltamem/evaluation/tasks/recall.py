@@ -51,7 +51,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "alike": {"facts": 2, "difficulty": Difficulty(natural=1.0), "alike": True},
     "close": {"facts": 2, "difficulty": Difficulty(natural=1.0), "pairs": CLOSE},
     "asked before": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "recall", "asked": _ASKED},
-    "asked before, never told": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "unknown", "asked": _ASKED},
+    "asked before but never told": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "unknown", "asked": _ASKED},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
 }
