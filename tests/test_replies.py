@@ -94,6 +94,13 @@ def test_each_reply_of_a_history_goes_by_its_own_message(memory: DeltaMemory, to
     torch.testing.assert_close(passes.write(batch, local_gradient=False).tensor, wanted.tensor)
 
 
+def test_where_nothing_is_said_nothing_is_written(memory: DeltaMemory, tokenizer: Any) -> None:
+    passes = Passes(memory, ChatFormat.of(tokenizer))
+    for turns in ((), (Turn("", ""),), (Turn("", "so I say"),)):
+        batch = write_batch(passes.form, [Episode(turns, ())] * 2)
+        assert not passes.write(batch, local_gradient=False).tensor.any()
+
+
 @pytest.mark.parametrize(("floor", "written"), [(0.0, True), (0.01, True), (0.99, False), (1.0, False)])
 def test_all_replies_are_written_at_0_and_none_at_1(tokenizer: Any, floor: float, written: bool) -> None:
     memory = make_memory(make_model(), reply_floor=floor)
