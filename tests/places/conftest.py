@@ -62,6 +62,9 @@ def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def short_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small a backbone learns no words put together from single letters; `tests/test_words.py` has those."""
+    """So small a backbone learns no words put together from single letters, and no numbers from single digits;
+    `tests/test_words.py` and `tests/test_episodes.py` have those.
+    """
+    monkeypatch.setattr("deltamem.training.places.builder._NUMBERS", 0.0)
     monkeypatch.setattr("deltamem.episodes.values.beginnings", lambda *_: Beginnings([], [], frozenset()))
     monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", replace(DIFFICULTY, long_values=0.4))
