@@ -14,7 +14,7 @@ ORDER = [
     {"errors", "processes", "paths", "pictures", "inspection"},
     {"config"},
     {"recurrence"},
-    {"layer", "segments", "key_pairs"},
+    {"layer", "segments", "key_pairs", "replies"},
     {"attach"},
     {"state", "token_steps", "side_by_side", "call"},
     {"runtime"},
