@@ -46,9 +46,7 @@ def passes(tokenizer: Any, request: pytest.FixtureRequest) -> Passes:
 
 @pytest.fixture
 def people() -> SyntheticPeople:
-    people = few_people()
-    people.numbers = []
-    return people
+    return few_people()
 
 
 @pytest.fixture
@@ -64,9 +62,6 @@ def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def short_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small a backbone learns no words put together from single letters, and no numbers from single digits;
-    `tests/test_words.py` and `tests/test_episodes.py` have those.
-    """
-    monkeypatch.setattr("deltamem.training.places.builder._NUMBERS", 0.0)
+    """So small a backbone learns no words put together from single letters; `tests/test_words.py` has those."""
     monkeypatch.setattr("deltamem.episodes.values.beginnings", lambda *_: Beginnings([], [], frozenset()))
     monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", replace(DIFFICULTY, long_values=0.4))

@@ -134,6 +134,12 @@ def nearness(passes: Passes, bank: Bank) -> float:
     return float(near[same].mean() - near[~same].mean())
 
 
+@pytest.fixture
+def no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backbone of bytes learns no numbers from a dozen episodes: they are single digits to it."""
+    monkeypatch.setattr("deltamem.training.places.builder._NUMBERS", 0.0)
+
+
 def few_ways(people: SyntheticPeople, count: int) -> None:
     """Have them ask, and tell of families, in so many ways and the last ones, and those of plain relations: a bank of a
     dozen episodes is to know most.
@@ -152,6 +158,7 @@ def few_ways(people: SyntheticPeople, count: int) -> None:
     ]
 
 
+@pytest.mark.usefixtures("no_numbers")
 def test_keys_trained_on_their_own_are_found_from_more_places(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -290,6 +297,7 @@ def said_of_itself(passes: Passes, bank: Bank, numbers: torch.Tensor, ids: torch
     return float((bank.candidates[logits.argmax(-1)] == ids).float().mean())
 
 
+@pytest.mark.usefixtures("no_numbers")
 def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, people: SyntheticPeople) -> None:
     few_ways(people, 12)
     bank = build_bank(passes, people, IDLE, 12)

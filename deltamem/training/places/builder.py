@@ -135,7 +135,7 @@ def difficulty(rng: random.Random) -> Difficulty:
     kind = rng.random()
     talk = _LONG_TALK if rng.random() < _LONG else DIFFICULTY.small_talk
     singles = _FAMILIES <= kind < _FAMILIES + _SINGLES
-    numbers = _NUMBERS > 0 and rng.random() < _NUMBERS
+    numbers = rng.random() < _NUMBERS
     return replace(DIFFICULTY, families=kind < _FAMILIES, singles=singles, numbers=numbers, small_talk=talk)
 
 
