@@ -116,22 +116,20 @@ def _find_values(form: ChatFormat, tokens: list[int], questions: Sequence[Questi
 
 def _places(form: ChatFormat, tokens: list[int], value: str) -> Iterator[tuple[int, int]]:
     """Where a value stands, and how many tokens it takes there: after a space, or at the very start."""
-    number = value[:1].isdigit() or value[-1:].isdigit()
     for lead in (" ", ""):
-        ids = form.text(lead + value)
+        text = lead + value
+        ids = form.text(text)
         for at in range(len(tokens) - len(ids) + 1):
-            if tokens[at : at + len(ids)] == ids and not (number and _amid(form, tokens, at, len(ids))):
+            end = at + len(ids)
+            if tokens[at:end] == ids and not _amid(form, text, tokens[max(0, at - 2) : at], tokens[end : end + 2]):
                 yield at, len(ids)
 
 
-def _amid(form: ChatFormat, tokens: list[int], at: int, length: int) -> bool:
-    """Whether tokens stand in the middle of a longer number, as "15" does in "9:15" and in "3151"."""
-    before, own, after = (
-        form.tokenizer.decode(x) for x in (tokens[:at], tokens[at : at + length], tokens[at + length :])
-    )
-    return bool(re.search(r"\d:?$", before) and own[:1].isdigit()) or bool(
-        re.match(r":?\d", after) and own[-1:].isdigit()
-    )
+def _amid(form: ChatFormat, text: str, before: list[int], after: list[int]) -> bool:
+    """Whether a text stands within a longer number, as "15" in "9:15" and in "3151", by the tokens beside it."""
+    goes_on = text[:1].isdigit() and re.search(r"\d:?$", form.tokenizer.decode(before))
+    gone_on = text[-1:].isdigit() and re.match(r":?\d", form.tokenizer.decode(after))
+    return bool(goes_on or gone_on)
 
 
 def read_batch(form: ChatFormat, asked: Sequence[tuple[int, Question]]) -> ReadBatch:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 from functools import lru_cache
 
-from deltamem.episodes.relation_data import family, read_data
+from deltamem.episodes.relation_data import family, read_data, relation_of
 from deltamem.episodes.relations import Relation
 from deltamem.episodes.words import Split
 
@@ -21,9 +21,7 @@ def number_relations() -> list[Relation]:
     for some in data["families"]:
         # A flight has a number and a day.
         made += [replace(r, id=f"{r.id}_{some['way']}") for r in family({**data["ways"][some["way"]], **some})]
-    for r in data["relations"]:
-        made.append(Relation(r["id"], r["kind"], tuple(r["statements"]), tuple(r["questions"]), r["answer"]))
-    return made
+    return made + [relation_of(one) for one in data["relations"]]
 
 
 def is_number(relation: str) -> bool:

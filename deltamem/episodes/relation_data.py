@@ -12,18 +12,20 @@ from deltamem.episodes.relations import Relation
 
 def told_relations() -> list[Relation]:
     """All relations of made-up people, the held-out ones among them."""
-    return [
-        Relation(
-            r["id"],
-            r["kind"],
-            tuple(r["statements"]),
-            tuple(r["questions"]),
-            r["answer"],
-            r.get("possessed", ""),
-            r.get("heldout", False),
-        )
-        for r in read_data("relations.json")["relations"]
-    ]
+    return [relation_of(data) for data in read_data("relations.json")["relations"]]
+
+
+def relation_of(data: dict[str, Any]) -> Relation:
+    """One that a file in `data/` says in full."""
+    return Relation(
+        data["id"],
+        data["kind"],
+        tuple(data["statements"]),
+        tuple(data["questions"]),
+        data["answer"],
+        data.get("possessed", ""),
+        data.get("heldout", False),
+    )
 
 
 def families() -> list[Relation]:

@@ -255,7 +255,7 @@ class ChatSession:
 
     def _speak(self, reply: _Reply) -> Iterator[Event]:
         """Make the reply; every token of it is fed once, and written where the message before it told something."""
-        written = self._trace.widest > floor if (floor := self._reply_floor) else True
+        written = not self._reply_floor or self._trace.widest > self._reply_floor
         segments = self._segmenter()
         segments.begin()
         limit = self.sampling.limit

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from deltamem.memory import DeltaMemory
-from deltamem.replies import opened
+from deltamem.replies import opened_by_layer
 from deltamem.session.detokenize import Detokenizer
 
 
@@ -70,19 +70,22 @@ class WriteTrace:
         """How far the write gates of the turn stood open so far, where they did so most (see `opened`), 0 to 1."""
         if not self._gates:
             return 0.0
-        return float(opened([torch.cat(gates, dim=1) for gates in self._gates.values()]).max())
+        return float(self._by_layer().mean(0).max())
 
     def finish(self) -> TurnWrites | None:
         """The turn's gates; None where nothing was written."""
         if self._memory is None or not self._gates or not self._ids:
             return None
-        per_layer = [torch.cat(gates, dim=1)[0].float().mean((-2, -1)).cpu() for gates in self._gates.values()]
-        stacked = torch.stack(per_layer)  # (layers, written tokens or segments)
+        stacked = self._by_layer().cpu()
         means = stacked.mean(0).tolist()
         if self._memory.config.writes_segments:
             means = [gate for gate, count in zip(means, _lengths(self._ends), strict=True) for _ in range(count)]
         tokens = zip(_texts(self._tokenizer, self._ids), means, strict=False)
         return TurnWrites(tuple(tokens), tuple(round(x, 4) for x in stacked.mean(1).tolist()))
+
+    def _by_layer(self) -> Tensor:
+        """How far the gates stood open, (layers, written tokens or segments)."""
+        return opened_by_layer([torch.cat(gates, dim=1) for gates in self._gates.values()])[:, 0]
 
 
 def _lengths(ends: Sequence[int]) -> list[int]:
