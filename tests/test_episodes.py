@@ -19,7 +19,7 @@ from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
 from deltamem.episodes.impersonal import impersonal
 from deltamem.episodes.many import make_episodes
 from deltamem.episodes.numbers import numbers
-from deltamem.episodes.relations import Fact
+from deltamem.episodes.openings import openings
 from deltamem.episodes.sentences import in_one_sentence
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
@@ -130,7 +130,7 @@ def test_what_was_never_told_is_asked_about(people: SyntheticPeople) -> None:
     for episode in everything(people, Difficulty(unknown=1.0), facts=3):
         (unknown,) = [q for q in episode.questions if q.kind == "unknown"]
         before, pause, rest = unknown.answer.partition(unknown.value or "?")
-        assert pause == "..." and rest.strip() == people.unknown
+        assert pause == "..." and rest.strip() == people.phrasing.unknown
         (relation,) = (r for r in people.relations if r.id == unknown.topic)
         assert relation.answer.startswith(before) and says_unknown(unknown.answer)
         assert unknown.topic not in {q.topic for q in episode.questions if q is not unknown}
@@ -210,28 +210,6 @@ def test_two_sentences_become_one(first: str, second: str, name: bool, one: str 
     assert in_one_sentence(first, second, name) == one
 
 
-def test_openings_of_replies_to_several_things_begin_with_the_first(
-    people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: dict[str, list[Fact]] = {}
-    statement = people._statement
-
-    def kept(rng: random.Random, facts: list[Fact], *args: Any, **options: Any) -> Turn:
-        turn = statement(rng, facts, *args, **options)
-        told[turn.user] = facts
-        return turn
-
-    monkeypatch.setattr(people, "_statement", kept)
-    every = people.openings(random.Random(0))
-    several = [q for q in every if q.text in told]
-    assert len(several) == (len(every) - len(several)) // 8 > 1000
-    for question in several:
-        first, *others = told[question.text]
-        assert others and all(fact.value in question.text for fact in (first, *others))
-        assert question.topic == first.relation.id
-        assert question.answer == f"Got it. {first.reply(first.relation.answer)[1]}"
-
-
 def test_lists_and_long_values(people: SyntheticPeople) -> None:
     asked = [q for e in everything(people, Difficulty(lists=1.0)) for q in e.questions if q.value]
     kinds = {r.id: r.kind for r in (*people.relations, *people.singles, *people.families, *people.heldout_relations)}
@@ -292,7 +270,7 @@ def test_impersonal_questions_of_held_out_people_are_never_trained_on(people: Sy
 
 
 def test_unusual_ways_to_tell_and_to_ask_are_never_trained_on(people: SyntheticPeople) -> None:
-    made = people.openings(random.Random(0))
+    made = openings(people, random.Random(0))
     for what, fewest in (("questions", 140), ("statements", 110)):
         unusual = people.unusual[what]
         ways = {getattr(r, what)[0] for r in unusual}

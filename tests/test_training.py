@@ -293,7 +293,7 @@ def test_sources_are_mixed_by_weight(tmp_path: Path, tokenizer: Any, people: Syn
     passages = [e for e in drawn if "squad.json" in e.where]
     assert 60 < own < 140 and 60 < len(passages) < 140
     assert {len(e.questions) for e in passages} == {1, 4}
-    assert any(q.kind == "unknown" and q.answer == people.unknown for e in passages for q in e.questions)
+    assert any(q.kind == "unknown" and q.answer == people.phrasing.unknown for e in passages for q in e.questions)
     (weight,) = parse_mix([], people, form, None).weights
     assert weight == 1
 

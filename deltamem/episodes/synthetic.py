@@ -16,21 +16,11 @@ from typing import Any
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.numbers import number_relations
+from deltamem.episodes.phrasing import Phrasing
 from deltamem.episodes.relation_data import families, read_data, singles, told_relations, unusual
 from deltamem.episodes.relations import Fact, Relation
-from deltamem.episodes.sentences import in_one_sentence
 from deltamem.episodes.values import Values
 from deltamem.episodes.words import Split
-
-_PAUSE = "..."
-"""Stands where a value is not known."""
-_BETWEEN = (" and ", ", and ")
-"""What stands between two statements in one sentence."""
-_TOGETHER, _JOINED = 8, 0.5
-"""To so many openings of replies one to a message that tells several things, and the chance of each of them to be told
-in one sentence with the one before."""
-_SOMEBODY_ELSES = 0.35
-"""Share of openings that are about what is somebody else's, where such a thing can be."""
 
 
 class SyntheticPeople:
@@ -51,7 +41,7 @@ class SyntheticPeople:
         heldout_relations: those that never are.
         ordinary: prompts on which memory is to change nothing, by split.
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
-        replies: the backbone's own replies to statements, by relation, with ``{v}`` for the value. Empty at first.
+        phrasing: puts all of it into words.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -64,17 +54,10 @@ class SyntheticPeople:
         self.heldout_relations = [r for r in relations if r.heldout]
         self.ordinary: dict[Split, list[str]] = read_data("ordinary.json")
         talk = read_data("small_talk.json")
-        self.acknowledgements: list[str] = talk["acknowledgements"]
+        self.phrasing = Phrasing(data, talk["acknowledgements"])
         self.small_talk = [Turn(user, reply) for user, reply in talk["train"]]
         self._heldout_talk = [Turn(user, reply) for user, reply in talk["heldout"]]
         self._mentions = [(sort, Turn(*turn)) for sort, turns in talk["mentions"].items() for turn in turns]
-        self.replies: dict[str, list[str]] = {}
-        self.unknown: str = data["unknown"]
-        self._around: dict[str, list[str]] = {
-            k: data[k]
-            for k in ("statement_leads", "statement_tails", "question_leads", "question_tails", "corrections")
-        }
-        self._noted: str = data["noted"]
         # The last third of the names is for held-out people.
         cut = len(data["people"]) * 2 // 3
         self._people: dict[Split, list[str]] = {"train": data["people"][:cut], "heldout": data["people"][cut:]}
@@ -123,7 +106,8 @@ class SyntheticPeople:
         told = self._facts(rng, relations, count, difficulty, split, values or split)
         history, corrected, untrue = self._history(rng, told, difficulty, split, values or split)
         questions = [
-            self._asked(rng, fact, "corrected" if fact in corrected else fact.kind, difficulty, split) for fact in told
+            self.phrasing.asked(rng, fact, "corrected" if fact in corrected else fact.kind, difficulty, split)
+            for fact in told
         ]
         questions += self._further(rng, relations, told, untrue, history, difficulty, split)
         breaks: tuple[int, ...] = ()
@@ -161,7 +145,7 @@ class SyntheticPeople:
                 continue
             owner = None
             if relation.possessed and rng.random() < difficulty.others:
-                owner = self._anybody(rng, split)
+                owner = self.anybody(rng, split)
                 if rng.random() < 0.5 and len(told) + 1 < count:
                     # The user has one as well: the two must be kept apart.
                     mine = self.values.any(rng, relation.kind, difficulty, values, taken)
@@ -184,14 +168,14 @@ class SyntheticPeople:
         first = [fact for fact in told if fact not in corrected] + before
         rng.shuffle(first)
         groups = _groups(rng, first, difficulty.together)
-        history = [self._statement(rng, group, split, joined=difficulty.joined) for group in groups]
+        history = [self.phrasing.statement(rng, group, split, joined=difficulty.joined) for group in groups]
         for fact, untrue in zip(corrected, before, strict=True):
             at = next(i for i, turn in enumerate(history) if untrue.value in turn.user)
-            lead = rng.choice(self._around["corrections"])
-            history.insert(rng.randint(at + 1, len(history)), self._statement(rng, [fact], split, lead))
+            lead = rng.choice(self.phrasing.corrections)
+            history.insert(rng.randint(at + 1, len(history)), self.phrasing.statement(rng, [fact], split, lead))
         if told and rng.random() < difficulty.asked_before:
             fact = rng.choice(told)
-            history.append(Turn(self._question(rng, fact, split), fact.answer))
+            history.append(Turn(self.phrasing.question(rng, fact, split), fact.answer))
         for _ in range(rng.randint(0, difficulty.small_talk) if difficulty.small_talk else 0):
             mentioning = difficulty.mentions and rng.random() < difficulty.mentions
             turn = self.mention(rng, taken) if mentioning else rng.choice(self.talk(split))
@@ -211,135 +195,24 @@ class SyntheticPeople:
         word = rng.choice([w for w in words if w not in said] or ["something"])
         return Turn(turn.user.replace("{v}", word), turn.reply.replace("{v}", word))
 
-    def _told(self, rng: random.Random, relation: Relation) -> tuple[Fact, str]:
+    def told(self, rng: random.Random, relation: Relation) -> tuple[Fact, str]:
         """A fact of the training split, and a statement of it."""
         fact = Fact(relation, rng.choice(self.values.single(relation.kind, "train")))
         return fact, fact.phrase(rng, relation.statements, "train").format(v=fact.value)
-
-    def _statement(
-        self, rng: random.Random, facts: list[Fact], split: Split, lead: str = "{s}", joined: float = 0.0
-    ) -> Turn:
-        """A message that tells facts, each after the first with chance `joined` in one sentence with that before it."""
-        said: list[tuple[str, str]] = []
-        for fact in facts:
-            statement = fact.phrase(rng, fact.relation.statements, split).format(v=fact.value)
-            around = self._around_it(rng, "statement", "{s}") if split == "train" else "{s}"
-            if said and joined and rng.random() < joined:
-                between = rng.choice(_BETWEEN) if split == "train" else _BETWEEN[0]
-                name = statement.startswith((fact.value, fact.owner or fact.value))
-                one = in_one_sentence(said[-1][1], statement, name, between)
-                if one:
-                    said[-1] = said[-1][0], one
-                    continue
-            said.append((around, statement))
-        return Turn(
-            " ".join(lead.format(s=around.format(s=statement)) for around, statement in said), self._reply(rng, facts)
-        )
-
-    def _reply(self, rng: random.Random, facts: list[Fact]) -> str:
-        how = rng.random()
-        if how < 0.3:
-            return self._noted.format(a=" ".join(fact.answer for fact in facts))
-        own = self.replies.get(facts[-1].relation.id)
-        if own and how < 0.4:
-            return rng.choice(own).replace("{v}", facts[-1].value)
-        return rng.choice(self.acknowledgements)
 
     # What is asked
 
     def question(self, rng: random.Random, relation: Relation) -> str:
         """One way to ask the user's own fact of a relation, of the training split."""
-        return self._question(rng, Fact(relation, ""), "train")
+        return self.phrasing.question(rng, Fact(relation, ""), "train")
 
-    def openings(self, rng: random.Random) -> list[Question]:
-        """Every way to ask, and to tell, of the training split, with what the reply to it begins with; some of a
-        family's ways each, and messages that tell several things. Half of them come after other turns: a backbone likes
-        to say what it said before.
-        """
-        singular = list({relation.id: relation for relation in (*self.relations, *self.singles)}.values())
-        made = []
-        for relation in (*singular, *singular, *self.families, *self.numbers):
-            made += [self._opening(rng, relation, "question", way) for way in _some(rng, relation, relation.questions)]
-        told = [*singular, *self.families, *self.numbers]
-        for relation in told:
-            made += [
-                self._opening(rng, relation, "statement", way) for way in _some(rng, relation, relation.statements)
-            ]
-        made += [self._opening_of_several(rng, told) for _ in range(len(made) // _TOGETHER)]
-        return [replace(q, earlier=self._turns(rng, told)) if rng.random() < 0.5 else q for q in made]
-
-    def _turns(self, rng: random.Random, relations: Sequence[Relation]) -> tuple[Question, ...]:
-        """What may have been said before in a window: statements, mostly, with the replies to them."""
-        turns = []
-        for _ in range(rng.choice((1, 1, 2, 3))):
-            turn = rng.choice(self.small_talk)
-            if rng.random() < 0.7:
-                fact, said = self._told(rng, rng.choice(relations))
-                noted = self._noted.format(a=fact.answer)
-                turn = Turn(said, noted if rng.random() < 0.7 else rng.choice(self.acknowledgements))
-            turns.append(Question(turn.user, turn.reply, kind="ordinary"))
-        return tuple(turns)
-
-    def _opening(self, rng: random.Random, relation: Relation, what: str, way: str) -> Question:
-        fact = self._any_fact(rng, relation)
-        if fact.said_of(way) == way:
-            fact = replace(fact, owner=None)
-        text = self._around_it(rng, what, fact.said_of(way).format(v=fact.value))
-        begun = fact.reply(relation.answer)[1]
-        return Question(text, begun if what == "question" else self._noted.format(a=begun), "", relation.id)
-
-    def _opening_of_several(self, rng: random.Random, relations: Sequence[Relation]) -> Question:
-        """A message that tells two or three things. The reply begins with the first of them."""
-        facts = [
-            self._any_fact(rng, relation)
-            for relation in rng.sample(relations, min(len(relations), rng.choice((2, 2, 3))))
-        ]
-        text = self._statement(rng, facts, "train", joined=_JOINED).user
-        relation, begun = facts[0].relation, facts[0].reply(facts[0].relation.answer)[1]
-        return Question(text, self._noted.format(a=begun), "", relation.id)
-
-    def _any_fact(self, rng: random.Random, relation: Relation) -> Fact:
-        """One of the training split, the user's own or somebody else's; half of the values are likely ones."""
-        owner = self._anybody(rng, "train") if relation.possessed and rng.random() < _SOMEBODY_ELSES else None
-        likely = self.values.likely(relation.id, "train")
-        values = likely if likely and rng.random() < 0.5 else self.values.single(relation.kind, "train")
-        return Fact(relation, rng.choice(values), owner)
-
-    def _anybody(self, rng: random.Random, split: Split) -> str:
+    def anybody(self, rng: random.Random, split: Split) -> str:
         """A name; in training half of the time any capitalised word, as whatever name was asked about is to be said."""
         people = self._people[split]
         if split == "heldout" or rng.random() < 0.5:
             return rng.choice(people)
         name = rng.choice(self.values.single("name", "train"))
         return rng.choice(people) if name in self._people["heldout"] else name
-
-    def _question(self, rng: random.Random, fact: Fact, split: Split) -> str:
-        question = fact.phrase(rng, fact.relation.questions, split)
-        if split == "heldout":
-            return question
-        return self._around_it(rng, "question", question)
-
-    def _asked(self, rng: random.Random, fact: Fact, kind: str, difficulty: Difficulty, split: Split) -> Question:
-        """A question and its answer. Of kind ``unknown``: the answer up to where the value would stand, and then that
-        it is not known.
-
-        What was told is looked for at that place, so it is the place where it shows that nothing was: before the first
-        word of an answer it could be told apart in 70 % of cases, and no training made "I don't know" come first.
-        """
-        text, relation = self._question(rng, fact, split), fact.relation
-        reworded = difficulty.reworded and rng.random() < difficulty.reworded
-        answers = reworded and relation.other_answers
-        answer, before = fact.reply(rng.choice(answers) if answers else relation.answer)
-        value, given = fact.value, before if reworded else ""
-        if kind == "unknown":
-            answer, value = f"{before}{_PAUSE} {self.unknown}", _PAUSE
-        return Question(text, answer, value, relation.id, kind, given=given)
-
-    def _around_it(self, rng: random.Random, what: str, text: str) -> str:
-        """The text, now and then with a few words before or after it."""
-        lead = rng.choice(self._around[f"{what}_leads"]) if rng.random() < 0.25 else ""
-        tail = rng.choice(self._around[f"{what}_tails"]) if rng.random() < 0.15 else ""
-        return lead + text + tail
 
     def _further(
         self,
@@ -357,9 +230,9 @@ class SyntheticPeople:
             new = [r for r in relations if all(r is not fact.relation for fact in told)]
             absent = Fact(rng.choice(new or relations), "")
             if difficulty.others and absent.relation.possessed and rng.random() < 0.2:
-                absent = Fact(absent.relation, "", self._anybody(rng, split))
+                absent = Fact(absent.relation, "", self.anybody(rng, split))
             if new:
-                more.append(self._asked(rng, absent, "unknown", difficulty, split))
+                more.append(self.phrasing.asked(rng, absent, "unknown", difficulty, split))
         # What was corrected later is no longer there to be said.
         telling = [turn for turn in history if not any(fact.value in turn.user for fact in untrue)]
         telling = [turn for turn in telling if any(fact.value in turn.user for fact in told)]
@@ -367,7 +240,7 @@ class SyntheticPeople:
             turn = rng.choice(telling)
             said = [fact for fact in told if fact.value in turn.user]
             said.sort(key=lambda fact: turn.user.index(fact.value))
-            answer = self._noted.format(a=" ".join(fact.answer for fact in said))
+            answer = self.phrasing.noted(said)
             value, *also = (fact.value for fact in said)
             more.append(Question(turn.user, answer, value, said[0].relation.id, kind="noted", also=tuple(also)))
         return more
@@ -401,20 +274,14 @@ class SyntheticPeople:
         """
         mentions = [self.mention(rng).user for _ in self._mentions]
         prompts = self.ordinary["train"] + [turn.user for turn in self.small_talk] + mentions
-        told = [self._told(rng, relation) for relation in self.relations]
+        told = [self.told(rng, relation) for relation in self.relations]
         said = reply(prompts + [statement for _, statement in told])
         ordinary = [Question(p, r, kind="ordinary") for p, r in zip(prompts, said, strict=False) if r]
         for (fact, _), words in zip(told, said[len(prompts) :], strict=True):
             if words:
-                self.replies.setdefault(fact.relation.id, []).append(words.replace(fact.value, "{v}"))
+                self.phrasing.replies.setdefault(fact.relation.id, []).append(words.replace(fact.value, "{v}"))
         self.small_talk = self.small_talk + [Turn(q.text, q.answer) for q in ordinary]
         return ordinary
-
-
-def _some(rng: random.Random, relation: Relation, phrasings: Sequence[str]) -> Sequence[str]:
-    """Those of the training split, and about half of them for a relation of a family."""
-    offered = phrasings[:-1]
-    return rng.sample(offered, (len(offered) + 1) // 2) if relation.family else offered
 
 
 def _groups(rng: random.Random, facts: list[Any], together: float) -> list[list[Any]]:

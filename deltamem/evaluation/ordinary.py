@@ -1,13 +1,15 @@
 """Is an ordinary question answered as the frozen backbone answers it, whatever is in the state?
 
-Of two kinds: held-out ordinary prompts, and impersonal questions about the very thing that was told of oneself ("What
-name would suit a dog?" with the name of the user's dog in the memory).
+Of three kinds: held-out ordinary prompts; the same after other turns in their window, in which things are told and
+asked; and impersonal questions about the very thing that was told of oneself ("What name would suit a dog?" with the
+name of the user's dog in the memory).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -32,10 +34,23 @@ IMPERSONAL = 96
 """Questions of that kind."""
 
 
+_TURNS = (1, 2, 3)
+"""Numbers of turns that stand before a prompt in its window."""
+
+
 class _Asked(NamedTuple):
     prompt: str
-    told: Relation | None
+    told: Relation | None = None
     """What is told before, whatever else is; None for anything."""
+    later: bool = False
+    """It comes after other turns in its window."""
+
+
+class _Put(NamedTuple):
+    """What is asked, and what was said to the memory before."""
+
+    question: Question
+    history: Sequence[Turn]
 
 
 def ordinary(
@@ -54,55 +69,61 @@ def ordinary(
         and ``replies``.
     """
     people = SyntheticPeople(passes.form.tokenizer)
-    kinds = {"ordinary": [_Asked(p, None) for p in people.ordinary["heldout"]], "impersonal": _impersonal(people)}
-    total = (len(facts) + 1) * sum(map(len, kinds.values()))
+    prompts = people.ordinary["heldout"]
+    kinds = {
+        "ordinary": [_Asked(p) for p in prompts],
+        "after others": [_Asked(p, later=True) for p in prompts],
+        "impersonal": _impersonal(people),
+    }
+    total = sum((len(facts) + (1 if kind != "after others" else len(facts))) * len(a) for kind, a in kinds.items())
     done, rows = 0, []
     for kind, asked in kinds.items():
-        prompts = [a.prompt for a in asked]
-        asking = _Asking(passes, prompts, tokens, batch, lambda stage, n: report(stage, n, total))
-        frozen = asking.replies(None, f"asking: {kind}, frozen", done)
+        frozen: list[str] = []
         for count in facts:
-            done += len(asked)
+            rng = random.Random(f"ordinary-{seed}-{count}")
+            put = [_put(people, rng, count, a) for a in asked]
+            asking = _Asking(passes, [p.question for p in put], tokens, batch, lambda s, n: report(s, n, total))
+            if not frozen or kind == "after others":
+                frozen = asking.replies(None, f"asking: {kind}, frozen", done)
+                done += len(asked)
             stage = f"asking: {kind}, {count} facts"
             report(stage, done, total)  # before histories are written
-            rng = random.Random(f"ordinary-{seed}-{count}")
-            told = {str(i): _history(people, rng, count, a.told) for i, a in enumerate(asked)}
-            written = write_histories(passes, told, 1024, batch)
-            states = [written[name] for name in told]
+            written = write_histories(passes, {str(i): p.history for i, p in enumerate(put)}, 1024, batch)
+            states = [written[str(i)] for i in range(len(put))]
             said = asking.replies(states, stage, done)
             kl = [asking.distance(i, reply, state) for i, (reply, state) in enumerate(zip(frozen, states, strict=True))]
             replies = [
-                {"prompt": prompt, "frozen": theirs, "memory": ours}
-                for prompt, theirs, ours in zip(prompts, frozen, said, strict=True)
+                {"prompt": a.prompt, "frozen": theirs, "memory": ours}
+                for a, theirs, ours in zip(asked, frozen, said, strict=True)
             ]
             rows.append(_row(kind, count, kl, replies))
-        done += len(asked)
+            done += len(asked)
     report("asking", total, total)
     return rows
 
 
 class _Asking:
-    """Prompts that are put to the backbone with states, or without."""
+    """Questions that are put to the backbone with states, or without."""
 
     def __init__(
-        self, passes: Passes, prompts: Sequence[str], tokens: int, batch: int, report: Callable[[str, int], None]
+        self, passes: Passes, questions: Sequence[Question], tokens: int, batch: int, report: Callable[[str, int], None]
     ) -> None:
-        self._passes, self._prompts, self._tokens = passes, prompts, tokens
+        self._passes, self._questions, self._tokens = passes, questions, tokens
         self._batch, self._report = batch, report
 
     def replies(self, states: Sequence[MemoryState] | None, stage: str, done: int) -> list[str]:
-        """What is said to each; `stage` and, counted on from `done`, the prompts are reported."""
+        """What is said to each; `stage` and, counted on from `done`, the questions are reported."""
         found: list[str] = []
-        for start in range(0, len(self._prompts), self._batch):
+        for start in range(0, len(self._questions), self._batch):
             self._report(stage, done + start)
             some = slice(start, start + self._batch)
-            asks = [ask_tokens(self._passes.form, Question(p, "")) for p in self._prompts[some]]
+            asks = [ask_tokens(self._passes.form, question) for question in self._questions[some]]
             found += self._passes.reply(asks, MemoryState.stack(states[some]) if states else None, self._tokens)
         return found
 
     def distance(self, number: int, reply: str, state: MemoryState) -> float:
-        """KL to the frozen backbone in nats a token of its reply to a prompt."""
-        one = read_batch(self._passes.form, [(0, Question(self._prompts[number], reply))])
+        """KL to the frozen backbone in nats a token of its reply to a question."""
+        one = read_batch(self._passes.form, [(0, replace(self._questions[number], answer=reply))])
         with torch.no_grad():
             ours, theirs = self._passes.read(one, state), self._passes.read(one, None)
         # The end of a reply that was cut off is no end: the last position is left out.
@@ -113,14 +134,20 @@ def _impersonal(people: SyntheticPeople) -> list[_Asked]:
     """Some of those held out, always the same."""
     of = {relation.id: relation for relation in people.families}
     rng = random.Random("impersonal")
-    return [_Asked(q.text, of.get(q.relation)) for q in rng.sample(impersonal(rng, "heldout", 1), IMPERSONAL)]
+    return [_Asked(q.text, told=of.get(q.relation)) for q in rng.sample(impersonal(rng, "heldout", 1), IMPERSONAL)]
 
 
-def _history(people: SyntheticPeople, rng: random.Random, count: int, told: Relation | None) -> Sequence[Turn]:
-    if told is None:
-        return people.episode(rng, Difficulty(), "heldout", facts=count).history
-    among = [told, *rng.sample([r for r in people.relations if r.id != told.id], count - 1)]
-    return people.episode(rng, Difficulty(), "heldout", facts=count, among=among).history
+def _put(people: SyntheticPeople, rng: random.Random, count: int, asked: _Asked) -> _Put:
+    difficulty, among = Difficulty(), None
+    if asked.told is not None:
+        among = [asked.told, *rng.sample([r for r in people.relations if r.id != asked.told.id], count - 1)]
+    if asked.later:
+        difficulty = replace(difficulty, unknown=0.5, natural=0.5)
+    episode = people.episode(rng, difficulty, "heldout", facts=count, among=among)
+    turns = [Question(turn.user, turn.reply) for turn in episode.history] + list(episode.questions)
+    before = rng.sample(turns, min(rng.choice(_TURNS), len(turns))) if asked.later else []
+    earlier = tuple(replace(turn, kind="ordinary") for turn in before)
+    return _Put(Question(asked.prompt, "", earlier=earlier), episode.history)
 
 
 def _row(kind: str, facts: int, kl: Sequence[float], replies: Sequence[dict[str, str]]) -> dict[str, Any]:

@@ -130,8 +130,8 @@ def _passages(path: Path, people: SyntheticPeople, questions: int = 4) -> list[E
         if item.answers:
             question = Question(f"{SHORT_ANSWER} {item.question}", item.answers[0], kind="passage")
         else:
-            first = people.unknown.split()[0]
-            question = Question(f"{SHORT_ANSWER} {item.question}", people.unknown, first, kind="unknown")
+            first = people.phrasing.unknown.split()[0]
+            question = Question(f"{SHORT_ANSWER} {item.question}", people.phrasing.unknown, first, kind="unknown")
         asked.setdefault(item.conversation, []).append(question)
     episodes = []
     for name, found in asked.items():

@@ -12,6 +12,7 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.episodes.openings import openings
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.made_up import make_up
@@ -128,7 +129,7 @@ def test_what_is_passed_on_to_a_value_is_kept_for_its_key(tokenizer: Any, people
 def test_how_replies_begin_is_kept_of_every_question(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = people.openings(random.Random(0))
+    asked = openings(people, random.Random(0))
     assert {q.topic for q in asked} >= {r.id for r in (*people.relations, *people.singles, *people.families)}
     held_out = {way for r in people.relations for way in (r.questions[-1], r.statements[-1].partition("{v}")[0])}
     assert not any(q.text.endswith(way) for q in asked for way in held_out)
@@ -137,7 +138,7 @@ def test_how_replies_begin_is_kept_of_every_question(
     assert 0.4 < sum(bool(q.earlier) for q in asked) / len(asked) < 0.6
     few = sorted([*(q for q in asked if not q.earlier), *(q for q in asked if q.earlier)][-14::2], key=_length)
     assert any(q.earlier for q in few)
-    monkeypatch.setattr(people, "openings", lambda _rng: few)
+    monkeypatch.setattr("deltamem.training.places.builder.openings", lambda _people, _rng: few)
     bank = build_bank(passes, people, IDLE, 2)
     words = [t for q in few for t in passes.form.text(q.answer)]
     assert bank.opening_targets.tolist() == words
@@ -161,8 +162,8 @@ def test_the_backbone_makes_up_ordinary_talk(passes: Passes, people: SyntheticPe
     bank = build_bank(passes, people, made, 2)
     assert len(bank.idle_begins) == bank.idle.shape[1]
     replies = [int((read_batch(passes.form, [(0, q)]).targets != -100).sum()) for q in made]
-    assert int(bank.idle_begins.sum()) == sum(min(3, n) for n in replies)
-    assert bank.idle.shape[1] == sum(replies)
+    assert int(bank.idle_begins.sum()) == 2 * sum(min(3, n) for n in replies), "alone, and after others"
+    assert bank.idle.shape[1] == 2 * sum(replies)
     none = build_bank(passes, people, [], 2)
     assert none.idle.shape[1] == len(none.idle_residuals) == 0
     assert make_up(passes, 0) == []

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from deltamem.episodes.openings import openings
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.relation_data import told_relations
 from deltamem.episodes.synthetic import SyntheticPeople
@@ -163,7 +164,7 @@ def test_keys_trained_on_their_own_are_found_from_more_places(
     monkeypatch.setattr("deltamem.training.places.builder.TOLD_ALONE", 3)
     monkeypatch.setattr("deltamem.training.places.keys._COMPARED", 24)
     # A small model learns few names in so few steps.
-    monkeypatch.setattr(people, "_anybody", lambda rng, split: rng.choice(people._people[split]))
+    monkeypatch.setattr(people, "anybody", lambda rng, split: rng.choice(people._people[split]))
     few_ways(people, 18)
     bank = build_bank(passes, people, IDLE, 24, seed=5, stock=6)
     before, said = how_found(passes.memory, bank), []
@@ -199,8 +200,8 @@ def test_the_start_finds_what_a_question_is_about(
 ) -> None:
     every = SyntheticPeople(Words())
     people.families, people.singles = every.families, every.singles
-    few = people.openings(random.Random(0))[:9]
-    monkeypatch.setattr(people, "openings", lambda _rng: few)
+    few = openings(people, random.Random(0))[:9]
+    monkeypatch.setattr("deltamem.training.places.builder.openings", lambda _people, _rng: few)
     bank = build_bank(passes, people, IDLE, 12)
     before = nearness(passes, bank)
     said: list[str] = []

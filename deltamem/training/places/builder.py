@@ -18,6 +18,7 @@ from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.many import make_episodes
+from deltamem.episodes.openings import after_others, openings
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
@@ -88,7 +89,7 @@ def build_bank(
     Args:
         passes: runs it; the memory's corrections go to the last layer.
         people: makes what is told.
-        ordinary: prompts with the frozen replies.
+        ordinary: prompts with the frozen replies; each is read after other turns as well.
         episodes: how many are told; one takes about 1 MB with 26 layers of smollm2-135m.
         seed: of everything random.
         report: called with what is being done and the share done.
@@ -113,13 +114,15 @@ def build_bank(
     for start in range(0, stock, size):
         builder.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
-    openings = sorted(people.openings(rng), key=_length) if begun else []
-    for start in range(0, len(openings), size):
-        builder.begin(openings[start : start + size])
-        say("reading how replies begin", start / len(openings))
-    for start in range(0, len(ordinary), size):
-        builder.leave_alone(ordinary[start : start + size])
-        say("reading ordinary talk", start / len(ordinary))
+    beginning = sorted(openings(people, rng), key=_length) if begun else []
+    for start in range(0, len(beginning), size):
+        builder.begin(beginning[start : start + size])
+        say("reading how replies begin", start / len(beginning))
+    # Once alone in its window and once after others: what came before is no reason to take it for one about oneself.
+    talk = sorted([*ordinary, *after_others(people, rng, ordinary)], key=_length)
+    for start in range(0, len(talk), size):
+        builder.leave_alone(talk[start : start + size])
+        say("reading ordinary talk", start / len(talk))
     return builder.bank()
 
 
