@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +157,10 @@ def test_prompts_hold_what_their_condition_says(passes: Passes, tokenizer: Any) 
     turns = [*talk(30), Turn("My parrot is called Zorro.", "Nice."), *talk(3)]
     prompts = Prompts(passes.form, context=600, reply=8, retrieve=2)
 
-    def text(condition: Any) -> str:
-        ids = prompts.ask(condition, "c", turns, "What is my parrot called?")
+    asked = Item("i", "c", "What is my parrot called?", ("Zorro.",))
+
+    def text(condition: Any, item: Item = asked) -> str:
+        ids = prompts.ask(condition, item, turns)
         assert len(ids) + len(passes.form.opening) + 8 <= 600
         said: str = tokenizer.decode(ids)
         return said
@@ -169,12 +172,20 @@ def test_prompts_hold_what_their_condition_says(passes: Passes, tokenizer: Any) 
     for late in ("context", "memory+context"):
         assert "I say 2" in text(late) and "I say 7" not in text(late) and "Zorro" in text(late)
         assert text(late).index("Zorro") < text(late).rindex("I say 2")
+    after = replace(asked, earlier=(Turn("Why is the sky blue?", "It is the light."),))
+    for condition in CONDITIONS:
+        assert "It is the light." not in text(condition)
+        assert text(condition, after).endswith(
+            "Why is the sky blue?<|im_end|>\n<|im_start|>assistant\nIt is the light.<|im_end|>\n<|im_start|>user\n"
+            "What is my parrot called?<|im_end|>\n<|im_start|>assistant\n"
+        ), "in the window it comes after the others, whatever the condition"
 
 
 def test_retrieval_with_nothing_in_common_finds_nothing(passes: Passes) -> None:
-    bare = Prompts(passes.form, 600, 8, 5).ask("frozen", "c", [], "Why?")
-    assert Prompts(passes.form, 600, 8, 5).ask("retrieval", "c", talk(3), "Why?") == bare
-    assert Prompts(passes.form, 600, 8, 5).ask("retrieval", "c", [], "Why?") == bare
+    why = Item("i", "c", "Why?", ("So.",))
+    bare = Prompts(passes.form, 600, 8, 5).ask("frozen", why, [])
+    assert Prompts(passes.form, 600, 8, 5).ask("retrieval", why, talk(3)) == bare
+    assert Prompts(passes.form, 600, 8, 5).ask("retrieval", why, []) == bare
 
 
 def simple_task(count: int = 3) -> Task:
@@ -364,6 +375,17 @@ def test_statements_are_said_back_from_what_they_wrote() -> None:
         assert item.value in said and said.count(".") == int(str(item.labels["statements"])[0])
     joined = [i.question for i in task.items if i.labels["statements"] == "2 in one sentence"]
     assert sum(" and " in question and question.count(".") == 1 for question in joined) >= 6
+
+
+def test_recall_asks_after_ordinary_talk_in_the_window() -> None:
+    people = SyntheticPeople(Words())
+    task = recall.recall_task(Words(), questions=8, parts=("after ordinary talk", "never told after ordinary talk"))
+    by_kind = grouped((item.labels["kind"], item) for item in task.items)
+    for kind, told in (("after ordinary talk", True), ("never told after ordinary talk", False)):
+        assert len(by_kind[kind]) >= 8 and {bool(item.value) for item in by_kind[kind]} == {told}
+        assert {len(item.earlier) for item in by_kind[kind]} == {1, 2, 3}
+        assert all(turn in people.answered for item in by_kind[kind] for turn in item.earlier)
+    assert {turn.user for turn in people.answered} <= set(people.ordinary["heldout"])
 
 
 def test_recall_is_right_when_the_value_is_named_and_no_other() -> None:

@@ -40,6 +40,7 @@ class SyntheticPeople:
         numbers: others, whose values are numbers.
         heldout_relations: those that never are.
         ordinary: prompts on which memory is to change nothing, by split.
+        answered: some of those held out, with answers.
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
         phrasing: puts all of it into words.
     """
@@ -52,7 +53,9 @@ class SyntheticPeople:
         self.singles = singles(self.relations)
         self.numbers = number_relations()
         self.heldout_relations = [r for r in relations if r.heldout]
-        self.ordinary: dict[Split, list[str]] = read_data("ordinary.json")
+        ordinary = read_data("ordinary.json")
+        self.ordinary: dict[Split, list[str]] = {"train": ordinary["train"], "heldout": ordinary["heldout"]}
+        self.answered = [Turn(prompt, answer) for prompt, answer in ordinary["answered"]]
         talk = read_data("small_talk.json")
         self.phrasing = Phrasing(data, talk["acknowledgements"])
         self.small_talk = [Turn(user, reply) for user, reply in talk["train"]]

@@ -9,6 +9,7 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import ask_tokens
 from deltamem.episodes.episode import Question, Turn
 from deltamem.evaluation.histories import turn_tokens
+from deltamem.evaluation.items import Item
 from deltamem.evaluation.retrieval import TurnIndex
 
 Condition = Literal["frozen", "memory", "context", "retrieval", "memory+context", "memory+retrieval", "shuffled"]
@@ -35,18 +36,19 @@ class Prompts:
         self._instruction = instruction
         self._indices: dict[str, TurnIndex] = {}
 
-    def ask(self, condition: Condition, conversation: str, turns: Sequence[Turn], question: str) -> list[int]:
-        """Token ids of a question after the opening, with what the condition puts before it."""
-        text = f"{self._instruction} {question}" if self._instruction else question
-        bare = ask_tokens(self._form, Question(text, ""))
-        room = self._room - len(bare)
+    def ask(self, condition: Condition, item: Item, turns: Sequence[Turn]) -> list[int]:
+        """Token ids of a question after the opening, with what the condition puts before it, of `turns`."""
+        room = self._room - len(self._laid_out(item, item.earlier))
+        kept: Sequence[Turn] = ()
         if condition.endswith("context"):
             kept = self._latest(turns, room)
         elif condition.endswith("retrieval"):
-            kept = self._nearest(conversation, turns, question, room)
-        else:
-            return bare
-        earlier = tuple(Question(t.user, t.reply, kind="ordinary") for t in kept)
+            kept = self._nearest(item.conversation, turns, item.question, room)
+        return self._laid_out(item, (*kept, *item.earlier))
+
+    def _laid_out(self, item: Item, before: Sequence[Turn]) -> list[int]:
+        text = f"{self._instruction} {item.question}" if self._instruction else item.question
+        earlier = tuple(Question(t.user, t.reply, kind="ordinary") for t in before)
         return ask_tokens(self._form, Question(text, "", earlier=earlier))
 
     def _latest(self, turns: Sequence[Turn], room: int) -> Sequence[Turn]:

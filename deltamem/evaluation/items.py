@@ -20,6 +20,7 @@ class Item:
         value: the part of the answer that matters, where the task tells it apart.
         wrong: what must not be named in the reply.
         labels: what figures can be broken down by.
+        earlier: turns that stand right before it in its window, in every condition; they are written nowhere.
     """
 
     id: str
@@ -29,6 +30,7 @@ class Item:
     value: str = ""
     wrong: tuple[str, ...] = ()
     labels: Mapping[str, str | int] = field(default_factory=dict)
+    earlier: tuple[Turn, ...] = ()
 
 
 Scorer = Callable[[Item, str], dict[str, float]]

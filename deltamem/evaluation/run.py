@@ -81,8 +81,7 @@ def evaluate(
     total = sum(map(len, todo.values()))
     asked = 0
     for condition in options.conditions:
-        asks = [(i, prompts.ask(condition, i.conversation, task.histories[i.conversation], i.question))
-                for i in todo[condition]]  # fmt: skip
+        asks = [(i, prompts.ask(condition, i, task.histories[i.conversation])) for i in todo[condition]]
         asks.sort(key=lambda pair: len(pair[1]))
         for start in range(0, len(asks), options.batch):
             report(f"asking: {condition}", asked, total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from deltamem.episodes.difficulty import Difficulty
@@ -23,6 +24,8 @@ PARTS = ("facts", "new values", "likely values", "unusual words", "distance", "h
 _NOTED = "Got it."
 """How the reply to a statement begins."""
 _ENDS = re.compile(r"[.!?]+(?:\s+|$)")
+_EARLIER = (1, 2, 3)
+"""Ordinary questions before one in its window."""
 _PLAIN = 4
 """Facts told where something else is varied."""
 _ASKED = 3
@@ -52,6 +55,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "close": {"facts": 2, "difficulty": Difficulty(natural=1.0), "pairs": CLOSE},
     "asked before": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "recall", "asked": _ASKED},
     "asked before but never told": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "unknown", "asked": _ASKED},
+    "after ordinary talk": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "recall", "earlier": True},
+    "never told after ordinary talk": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "unknown", "earlier": True},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
 }
@@ -60,7 +65,8 @@ name was told and a yacht's, with values that one would expect, and both are ask
 the dog's alone was told, and the yacht's is asked for. Several tokens are two words, or a made-up one; longer words are
 such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"; numbers are ages, years, codes,
 days and times. Asked before is what was asked and answered three times already, as was all else that was told, and
-something that was not: where the backbone replies itself, a wrong reply may have made the next one worse."""
+something that was not: where the backbone replies itself, a wrong reply may have made the next one worse. After
+ordinary talk is what is asked with ordinary questions and their answers before it in its window."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
     "1 fact": (1, Difficulty(noted=1.0)),
     "2 facts": (2, Difficulty(noted=1.0, together=1.0)),
@@ -184,6 +190,7 @@ class _Builder:
         numbers: bool = False,
         pairs: Sequence[tuple[str, str]] = (),
         asked: int = 0,
+        earlier: bool = False,
     ) -> None:
         """Conversations for one figure."""
         name, rng = self._named(labels)
@@ -203,8 +210,12 @@ class _Builder:
             before = [Turn(q.text, q.answer) for q in episode.questions] * asked
             self.histories[conversation] = [*episode.history, *self._small_talk(rng, distance), *before]
             for i, question in enumerate(episode.questions):
-                if not only or question.kind == only:
-                    self.items.append(_item(f"{conversation}, {i}", conversation, episode, question, labels))
+                if only and question.kind != only:
+                    continue
+                item = _item(f"{conversation}, {i}", conversation, episode, question, labels)
+                if earlier:
+                    item = replace(item, earlier=tuple(rng.sample(self.people.answered, rng.choice(_EARLIER))))
+                self.items.append(item)
 
     def add_statements(self, labels: dict[str, str | int], facts: int, difficulty: Difficulty) -> None:
         """Messages for one figure; each has been written when it is replied to."""

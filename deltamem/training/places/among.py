@@ -38,7 +38,7 @@ class Among(NamedTuple):
 
     def numbers(self, targets: Tensor) -> Tensor:
         """Where `targets`, all of them to be said, are in `ids`."""
-        return torch.searchsorted(self.ids, targets.to(self.ids.device))
+        return torch.searchsorted(self.ids, targets.to(self.ids.device).contiguous())
 
 
 def _not(ids: Tensor, known: Tensor) -> Tensor:
