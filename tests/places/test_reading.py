@@ -62,25 +62,6 @@ def test_learning_to_read_leaves_ordinary_talk_alone(passes: Passes, bank: Bank)
     assert opened(bank.idle) < before / 2 and opened(bank.openings) > 1.5 * opened(bank.idle)
 
 
-def test_gates_that_were_open_where_replies_begin_stay_open(
-    passes: Passes, bank: Bank, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory, layers = passes.memory, delta_layers(passes.memory)
-    memory.adapter.requires_grad_(True)
-    there = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
-
-    def shut(weight: float) -> int:
-        """Of the gates that were open where replies begin, those that are no longer, after steps with this weight."""
-        monkeypatch.setattr(reading, "_OPEN", weight)
-        memory.adapter.load_state_dict(there)
-        before = Stacked(layers).read_gates(bank.openings.float()) > 0.5
-        fit_reading(memory, bank, 60)
-        after = Stacked(layers).read_gates(bank.openings.float()) > 0.5
-        return int((before & ~after).sum())
-
-    assert shut(8.0) < shut(0.0) / 2
-
-
 def test_replies_to_statements_are_learnt_with_what_was_just_told_in_the_state(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,12 +48,12 @@ _IDLE_BEGINS = 0.5
 _AMONG, _AMONG_OPENINGS = 2048, 256
 """Tokens each is told apart from in a step, at most, besides those said in it: of all, and of those that replies begin
 with."""
-_BEGUN, _STATED, _SAID, _KEPT, _OPEN, _QUIET, _ALONE = 1.5, 1.5, 1.0, 1.0, 8.0, 8.0, 2.0
+_BEGUN, _STATED, _SAID, _KEPT, _QUIET, _ALONE = 1.5, 1.5, 1.0, 1.0, 8.0, 2.0
 """Weights: of how replies begin, of replies to statements, of what is to be said of what was told, of what was said of
-it before, of read gates that stay open where replies begin, and of read gates and of what is said in ordinary talk.
+it before, and of read gates and of what is said in ordinary talk.
 """
 _MARGIN = 0.5
-"""Logits that a gate which is to be shut is to be below its floor, and one that is to be open above it."""
+"""Logits that a gate which is to be shut is to be below its floor."""
 _RATES = {
     "memory_q_proj": 1.0,
     "memory_base_proj": 1.0,
@@ -99,9 +99,8 @@ class Asking:
         self._spread = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._begun_with = torch.unique(bank.opening_targets)
         self._idle_begins = bank.idle_begins.nonzero()[:, 0]
-        # A gate without a floor is never quite shut: half open is the middle.
-        floor = memory.config.read_gate_floor or 0.5
-        self._floor = math.log(floor / (1 - floor))
+        floor = memory.config.read_gate_floor
+        self._shut = math.log(floor / (1 - floor)) - _MARGIN if floor else 0.0
 
     def loss(self) -> Tensor:
         """Of one step: cross-entropy where replies begin, in those to statements and of what was told, the KL to what
@@ -119,7 +118,7 @@ class Asking:
         targets = bank.opening_targets[some]
         among = self._among(torch.cat([targets, drawn.targets]))
         begun = self._said(now, hidden, bank.opening_residuals[some], some_told, rows, among)
-        loss = _BEGUN * F.cross_entropy(begun, among.numbers(targets)) + self._still_open(now, hidden)
+        loss = _BEGUN * F.cross_entropy(begun, among.numbers(targets))
         hidden = noisy(bank.places[:, drawn.places], self._spread, self._generator)
         asked = hidden, bank.residuals[drawn.places], states, drawn.rows, among
         found = self._said(now, *asked)
@@ -152,19 +151,9 @@ class Asking:
             frozen = among.logits(self._tail, residuals.to(now.device).float())
         loss = _ALONE * divergence(self._said(now, hidden, residuals, states, rows, among), frozen) / len(some)
         if self._memory.config.read_gate:
-            loss = loss + _QUIET * F.softplus(_gates(now, hidden) - self._floor + _MARGIN).mean()
+            gates = torch.logit(now.read_gates(hidden.to(now.device)), eps=1e-6)
+            loss = loss + _QUIET * F.softplus(gates - self._shut).mean()
         return loss
-
-    def _still_open(self, now: Stacked, hidden: Tensor) -> Tensor | float:
-        """How far read gates that were open where replies begin are from being so: shut in ordinary talk, they shut
-        where one is asked about oneself as well, after ordinary talk in the same window above all.
-        """
-        if not self._memory.config.read_gate:
-            return 0.0
-        with torch.no_grad():
-            was = _gates(self._before, hidden) > self._floor
-        far = F.softplus(self._floor + _MARGIN - _gates(now, hidden))
-        return _OPEN * (far * was).sum() / was.sum().clamp_min(1)
 
     def _any(self, there: int, count: int) -> Tensor:
         return torch.randint(there, (count,), generator=self._generator)
@@ -180,8 +169,3 @@ class Asking:
     ) -> Tensor:
         """Logits `among` tokens, (P, n), at places (layers, P, hidden size) of the states of `rows`."""
         return among.logits(self._tail, stacked.bent(hidden, residuals, states, rows))
-
-
-def _gates(stacked: Stacked, hidden: Tensor) -> Tensor:
-    """Read gates in logits, (layers, N, H)."""
-    return torch.logit(stacked.read_gates(hidden.to(stacked.device)), eps=1e-6)
