@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,12 +21,10 @@ from deltamem.episodes.passes import Passes
 from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
-from deltamem.evaluation import ordinary as ordinary_module
 from deltamem.evaluation import perplexity as perplexity_module
 from deltamem.evaluation.conditions import CONDITIONS, Prompts
 from deltamem.evaluation.histories import turn_tokens, windows, write_histories
 from deltamem.evaluation.items import Item, Task
-from deltamem.evaluation.ordinary import ordinary
 from deltamem.evaluation.perplexity import perplexity
 from deltamem.evaluation.plot import plot_recall
 from deltamem.evaluation.predictions import PredictionsFile
@@ -71,53 +68,6 @@ def test_not_knowing_is_recognised(reply: str) -> None:
 @pytest.mark.parametrize("reply", ["Your dog is called Rex.", "Paris.", "You told me that it is Rex."])
 def test_an_answer_is_not_taken_for_not_knowing(reply: str) -> None:
     assert not says_unknown(reply)
-
-
-# Ordinary questions
-
-
-def test_what_memory_changes_of_ordinary_replies_is_seen(passes: Passes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ordinary_module, "IMPERSONAL", 3)
-    people = SyntheticPeople(Words())
-    people.ordinary = {"train": [], "heldout": ["hello", "why?"]}
-    monkeypatch.setattr(ordinary_module, "SyntheticPeople", lambda _tokenizer: people)
-    seen: list[tuple[int, int]] = []
-    options: dict[str, Any] = {"facts": (1, 2), "tokens": 6, "batch": 2}
-    bent = ordinary(passes, **options, report=lambda _stage, n, of: seen.append((n, of)))
-    assert [(row["kind"], row["facts"], row["n"]) for row in bent] == [
-        ("ordinary", 1, 2), ("ordinary", 2, 2), ("after others", 1, 2), ("after others", 2, 2),
-        ("impersonal", 1, 3), ("impersonal", 2, 3),
-    ]  # fmt: skip
-    assert seen == sorted(seen) and seen[-1] == (23, 23)
-    assert all(row["kl"]["mean"] > 1e-3 and row["same"]["mean"] < 1 for row in bent)
-    with torch.no_grad():
-        for layer in passes.memory.adapter:
-            for weight in (layer.delta_o_proj, layer.delta_q_proj):
-                weight.zero_()  # type: ignore[operator]
-    alike = ordinary(passes, **options)
-    assert all(abs(row["kl"]["mean"]) < 1e-4 and row["same"]["mean"] == 1 for row in alike), "it corrects nothing"
-    frozen = [[r["frozen"] for row in rows for r in row["replies"]] for rows in (bent, alike)]
-    assert frozen[0] == frozen[1] == [r["memory"] for row in alike for r in row["replies"]]
-
-
-def test_a_prompt_after_others_follows_what_was_told_and_asked_in_its_window() -> None:
-    people = SyntheticPeople(Words())
-    asked = ordinary_module._Asked("why?", later=True)
-    put = [ordinary_module._put(people, random.Random(i), 2, asked) for i in range(20)]
-    assert {len(p.question.earlier) for p in put} == {1, 2, 3}
-    said = [(turn.text, turn.answer) in p.history for p in put for turn in p.question.earlier]
-    assert any(said) and not all(said), "some of it was told, the rest is asked"
-    assert ordinary_module._put(people, random.Random(0), 2, ordinary_module._Asked("why?")).question.earlier == ()
-
-
-def test_what_an_impersonal_question_is_about_was_told(passes: Passes) -> None:
-    people = SyntheticPeople(Words())
-    asked = [a for a in ordinary_module._impersonal(people) if a.told is not None]
-    assert len(asked) > 48
-    for a in asked[:20]:
-        history = ordinary_module._put(people, random.Random(0), 4, a).history
-        noun = a.told.possessed.split()[-1]  # type: ignore[union-attr]
-        assert any(noun in turn.user for turn in history) and noun in a.prompt
 
 
 # Histories

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -43,6 +43,11 @@ class Question:
     earlier: tuple[Question, ...] = ()
     given: str = ""
     also: tuple[str, ...] = ()
+
+
+def in_window(turns: Iterable[Turn]) -> tuple[Question, ...]:
+    """Turns as they stand before a question in its window, where nothing of them is learnt."""
+    return tuple(Question(turn.user, turn.reply, kind="ordinary") for turn in turns)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from deltamem.episodes.difficulty import Difficulty
-from deltamem.episodes.episode import Question, Turn
+from deltamem.episodes.episode import Question, Turn, in_window
 from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.synthetic import SyntheticPeople
 
@@ -44,8 +44,7 @@ def after_others(people: SyntheticPeople, rng: random.Random, questions: Sequenc
 
 def _turns(people: SyntheticPeople, rng: random.Random, relations: Sequence[Relation]) -> tuple[Question, ...]:
     """What may have been said before in a window: things told and asked, and small talk, with the replies."""
-    turns = (_any_turn(people, rng, rng.choice(relations)) for _ in range(rng.choice((1, 1, 2, 3))))
-    return tuple(Question(turn.user, turn.reply, kind="ordinary") for turn in turns)
+    return in_window(_any_turn(people, rng, rng.choice(relations)) for _ in range(rng.choice((1, 1, 2, 3))))
 
 
 def _any_turn(people: SyntheticPeople, rng: random.Random, relation: Relation) -> Turn:

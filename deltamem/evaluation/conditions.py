@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.batches import ask_tokens
-from deltamem.episodes.episode import Question, Turn
+from deltamem.episodes.episode import Question, Turn, in_window
 from deltamem.evaluation.histories import turn_tokens
 from deltamem.evaluation.items import Item
 from deltamem.evaluation.retrieval import TurnIndex
@@ -38,18 +38,19 @@ class Prompts:
 
     def ask(self, condition: Condition, item: Item, turns: Sequence[Turn]) -> list[int]:
         """Token ids of a question after the opening, with what the condition puts before it, of `turns`."""
-        room = self._room - len(self._laid_out(item, item.earlier))
-        kept: Sequence[Turn] = ()
+        bare = self._laid_out(item, item.earlier)
+        room = self._room - len(bare)
         if condition.endswith("context"):
             kept = self._latest(turns, room)
         elif condition.endswith("retrieval"):
             kept = self._nearest(item.conversation, turns, item.question, room)
+        else:
+            return bare
         return self._laid_out(item, (*kept, *item.earlier))
 
     def _laid_out(self, item: Item, before: Sequence[Turn]) -> list[int]:
         text = f"{self._instruction} {item.question}" if self._instruction else item.question
-        earlier = tuple(Question(t.user, t.reply, kind="ordinary") for t in before)
-        return ask_tokens(self._form, Question(text, "", earlier=earlier))
+        return ask_tokens(self._form, Question(text, "", earlier=in_window(before)))
 
     def _latest(self, turns: Sequence[Turn], room: int) -> Sequence[Turn]:
         first = len(turns)

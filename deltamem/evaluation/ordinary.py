@@ -18,7 +18,7 @@ from torch import Tensor
 
 from deltamem.episodes.batches import ask_tokens, read_batch
 from deltamem.episodes.difficulty import Difficulty
-from deltamem.episodes.episode import Question, Turn
+from deltamem.episodes.episode import Question, Turn, in_window
 from deltamem.episodes.impersonal import impersonal
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.relations import Relation
@@ -32,8 +32,6 @@ WORDS = 10
 """Words of a reply that are compared."""
 IMPERSONAL = 96
 """Questions of that kind."""
-
-
 _TURNS = (1, 2, 3)
 """Numbers of turns that stand before a prompt in its window."""
 
@@ -75,7 +73,8 @@ def ordinary(
         "after others": [_Asked(p, later=True) for p in prompts],
         "impersonal": _impersonal(people),
     }
-    total = sum((len(facts) + (1 if kind != "after others" else len(facts))) * len(a) for kind, a in kinds.items())
+    # The frozen backbone is asked once, but where what stands in the window hangs on what is told.
+    total = sum(len(asked) * (len(facts) + (len(facts) if asked[0].later else 1)) for asked in kinds.values())
     done, rows = 0, []
     for kind, asked in kinds.items():
         frozen: list[str] = []
@@ -83,7 +82,7 @@ def ordinary(
             rng = random.Random(f"ordinary-{seed}-{count}")
             put = [_put(people, rng, count, a) for a in asked]
             asking = _Asking(passes, [p.question for p in put], tokens, batch, lambda s, n: report(s, n, total))
-            if not frozen or kind == "after others":
+            if not frozen or asked[0].later:
                 frozen = asking.replies(None, f"asking: {kind}, frozen", done)
                 done += len(asked)
             stage = f"asking: {kind}, {count} facts"
@@ -144,10 +143,9 @@ def _put(people: SyntheticPeople, rng: random.Random, count: int, asked: _Asked)
     if asked.later:
         difficulty = replace(difficulty, unknown=0.5, natural=0.5)
     episode = people.episode(rng, difficulty, "heldout", facts=count, among=among)
-    turns = [Question(turn.user, turn.reply) for turn in episode.history] + list(episode.questions)
-    before = rng.sample(turns, min(rng.choice(_TURNS), len(turns))) if asked.later else []
-    earlier = tuple(replace(turn, kind="ordinary") for turn in before)
-    return _Put(Question(asked.prompt, "", earlier=earlier), episode.history)
+    turns = [*episode.history, *(Turn(q.text, q.answer) for q in episode.questions)]
+    before = rng.sample(turns, min(rng.choice(_TURNS), len(turns))) if asked.later else ()
+    return _Put(Question(asked.prompt, "", earlier=in_window(before)), episode.history)
 
 
 def _row(kind: str, facts: int, kl: Sequence[float], replies: Sequence[dict[str, str]]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
-from deltamem.episodes.episode import Episode, Question
+from deltamem.episodes.episode import Episode, Question, in_window
 from deltamem.episodes.passes import Passes
 from deltamem.evaluation.histories import windows
 from deltamem.evaluation.ordinary import divergence
@@ -233,5 +233,5 @@ def _buckets(asked: Sequence[Asked], size: int) -> list[list[Asked]]:
 
 def _in_context(episode: Episode, question: Question) -> Question:
     """The question with the whole history before it in the window; its answer is all that counts there."""
-    told = tuple(Question(t.user, t.reply, kind="ordinary") for t in episode.history)
+    told = in_window(episode.history)
     return replace(question, earlier=(*told, *question.earlier))
