@@ -104,6 +104,7 @@ def train(run: Run, bank: Bank, few: Bank | None, options: argparse.Namespace) -
     # A bank is of one sort of keys, whatever a run begins with.
     given = {name: getattr(run.config, name) for name in KEYS_OF}
     given |= {"base_queries": run.recipe.new_keys, "learned_erase": run.recipe.fit_erase}
+    given |= {"joint_gate": run.recipe.joint_steps > 0}
     keys = DeltaMemConfig(keys="pair", base_state=True, **given)
 
     def attach(model: Any) -> DeltaMemory:

@@ -32,6 +32,7 @@ _CHOICES = {
 _OURS = {
     "read_gate": False,
     "read_gate_floor": 0.0,
+    "joint_gate": False,
     "write_gate_floor": 0.0,
     "reply_floor": 0.0,
     "reads": "all",
@@ -94,8 +95,12 @@ class DeltaMemConfig:
             gate lets a token that asks for nothing read nothing. Not in the paper.
         read_gate_floor: a read gate no wider open than this is shut, and one that is wider is as much less so: where
             nothing is asked for, the reply is then the frozen backbone's to the last bit. Not in the paper.
-        write_gate_floor: the same for write gates: a token that tells nothing then writes nothing, and takes nothing of
-            what was told before with it. In training only the losses on gates open one that is shut. Not in the paper.
+        joint_gate: with corrections at the last layer, scale all that a token reads by one more gate, made of what
+            enters all adapted layers, shut below a logit of -1 and open above 1. Whether a question is about oneself
+            shows in no layer alone where the reply begins. Not in the paper.
+        write_gate_floor: the same as `read_gate_floor` for write gates: a token that tells nothing then writes nothing,
+            and takes nothing of what was told before with it. In training only the losses on gates open one that is
+            shut. Not in the paper.
         reply_floor: a reply is written only where some token of the message before it has its write gates, in the mean
             of all layers, wider open than this: at 0 all replies are written, at 1 none. The reply to a question is
             what was found in the memory, or made up, and if that is written it comes back louder the next time; the
@@ -152,6 +157,7 @@ class DeltaMemConfig:
     beta_bias_init: float = -1.5
     read_gate: bool = False
     read_gate_floor: float = 0.0
+    joint_gate: bool = False
     write_gate_floor: float = 0.0
     reply_floor: float = 0.0
     reads: str = "all"
@@ -205,6 +211,8 @@ class DeltaMemConfig:
             raise ConfigError("state_update_mode no_lambda has no use for couple_lambda false")
         if self.corrections == "last" and (self.delta_heads != ("o",) or self.delta_o_rmsnorm):
             raise ConfigError("corrections last takes delta_heads [o] alone, without delta_o_rmsnorm")
+        if self.joint_gate and self.corrections != "last":
+            raise ConfigError("joint_gate is for corrections last: a layer's own can't wait for what later ones see")
         if self.keys == "pair" and self.writes_segments:
             raise ConfigError("keys pair is for memory_write_granularity token: a segment has no token before it")
         if not 0 <= self.own_share <= 1:

@@ -24,6 +24,8 @@ UNIT_EPS = 1e-6
 
 _READ_GATE_OPEN = 3.0
 """Bias a read gate starts with: almost open, so that training decides where to shut it."""
+_JOINT_GATE_OPEN = 1.0
+"""Bias a layer's part in the joint gate starts with: open."""
 
 
 class Told(NamedTuple):
@@ -46,8 +48,9 @@ class DeltaLayer(nn.Module):
     ``beta_bias`` (g), ``lambda_proj`` and ``lambda_bias`` when lambda is free, ``delta_{q,k,v,o}_proj``
     (out_features, H*r), ``delta_o_rmsnorm_weight`` (hidden), ``delta_scale_raw`` (1 or 4). Ours are
     ``read_gate_proj`` (H, hidden) and ``read_gate_bias`` (H), when there is a read gate, ``base_state`` (H, r, r), and
-    ``memory_base_proj`` (H*r, hidden), when that is asked with queries of its own, and ``erase_proj`` (H, hidden) and
-    ``erase_bias`` (H), when what is erased is learned.
+    ``memory_base_proj`` (H*r, hidden), when that is asked with queries of its own, ``erase_proj`` (H, hidden) and
+    ``erase_bias`` (H), when what is erased is learned, and ``joint_gate_proj`` (1, hidden) and ``joint_gate_bias``
+    (1), this layer's part in the gate of all of them, when there is one.
     """
 
     memory_q_proj: nn.Parameter
@@ -65,6 +68,8 @@ class DeltaLayer(nn.Module):
     delta_scale_raw: nn.Parameter
     read_gate_proj: nn.Parameter
     read_gate_bias: nn.Parameter
+    joint_gate_proj: nn.Parameter
+    joint_gate_bias: nn.Parameter
     base_state: nn.Parameter
     memory_base_proj: nn.Parameter
     erase_proj: nn.Parameter
@@ -84,6 +89,8 @@ class DeltaLayer(nn.Module):
             nn.init.constant_(self.lambda_bias, -config.beta_bias_init)
         if config.read_gate:
             nn.init.constant_(self.read_gate_bias, _READ_GATE_OPEN)
+        if config.joint_gate:
+            nn.init.constant_(self.joint_gate_bias, _JOINT_GATE_OPEN)
         if config.delta_o_rmsnorm:
             nn.init.ones_(self.delta_o_rmsnorm_weight)
         if config.trainable_delta_scale:
@@ -101,6 +108,8 @@ class DeltaLayer(nn.Module):
         if config.read_gate:
             heads = config.num_state_heads
             shapes |= {"read_gate_proj": (heads, hidden_size), "read_gate_bias": (heads,)}
+        if config.joint_gate:
+            shapes |= {"joint_gate_proj": (1, hidden_size), "joint_gate_bias": (1,)}
         if config.base_state:
             shapes["base_state"] = (config.num_state_heads, config.rank, config.rank)
         if config.base_queries:
@@ -181,6 +190,10 @@ class DeltaLayer(nn.Module):
     def read_gates(self, x: Tensor) -> Tensor:
         """How far each token's read gate stands open, (B, T, H), 0 to 1, before any floor; for a layer that has one."""
         return torch.sigmoid(F.linear(x.to(self.read_gate_proj.dtype), self.read_gate_proj) + self.read_gate_bias)
+
+    def joint_logit(self, x: Tensor) -> Tensor:
+        """This layer's part in the logit of the joint gate, (B, T), of hidden states x; for a layer that has one."""
+        return F.linear(x.to(self.joint_gate_proj.dtype), self.joint_gate_proj, self.joint_gate_bias)[..., 0]
 
     def _queries(self, raw: Tensor, gate: Tensor) -> Tensor:
         """(B, T, H, r). Reads are linear in the query, so the read gate is its length."""
@@ -358,6 +371,12 @@ def read_gate_above(opened: Tensor, floor: float) -> Tensor:
     above = _above(opened, floor)
     # A gate that is shut must be able to learn to open, so the gradient passes the floor by.
     return above + (above.clamp_min(0) - above).detach()
+
+
+def jointly_open(logits: Tensor) -> Tensor:
+    """How far the joint gate stands open, 0 to 1, from the sum of all layers' `DeltaLayer.joint_logit`."""
+    # Not a sigmoid: what is shut is to read nothing at all, and what is open all there is.
+    return (0.5 + 0.5 * logits).clamp(0, 1)
 
 
 def _above(gate: Tensor, floor: float) -> Tensor:

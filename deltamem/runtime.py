@@ -21,7 +21,7 @@ from deltamem.attach import AttentionSite
 from deltamem.call import Call, Directions
 from deltamem.errors import StateError
 from deltamem.key_pairs import Lend, Lending, lent, lent_width, writes
-from deltamem.layer import DeltaLayer
+from deltamem.layer import DeltaLayer, jointly_open
 from deltamem.side_by_side import MOST_TOKENS, write_side_by_side
 from deltamem.token_steps import TokenSteps
 
@@ -44,6 +44,7 @@ class _Layer:
     weights: DeltaLayer
     state: Tensor
     reads: Tensor | None = None
+    joint: Tensor | None = None
     segment_sum: Tensor | None = None
     replay: _Entry | None = None
     replays: OrderedDict[int, _Entry] = field(default_factory=OrderedDict)
@@ -65,7 +66,7 @@ class Runtime:
         self._depth = 0
         config = weights[0].config
         self._segment_writes = config.writes_segments
-        self._at_last = config.corrections == "last"
+        self._at_last, self._joint_gate = config.corrections == "last", config.joint_gate
         self._shape = (config.num_state_heads, config.rank, config.rank)
         self._layers = [_Layer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
         self._steps: TokenSteps | None = None
@@ -254,6 +255,8 @@ class Runtime:
                 layer.reads = layer.reads.detach()
             else:
                 state = self._run(layer, entry, hidden)
+            if self._joint_gate:
+                layer.joint = layer.weights.joint_logit(hidden)
         if entry.call.mute:
             layer.reads = None
         elif entry.call.silent is not None and layer.reads is not None:
@@ -399,11 +402,18 @@ class Runtime:
         if self._stepping:
             assert self._steps is not None
             return self._steps.correct(i, projection, output)
-        for layer in self._layers if self._at_last else self._layers[i : i + 1]:
-            if layer.reads is not None:
-                correction = layer.weights.correction(projection, layer.reads)
-                output = output + correction.to(dtype=output.dtype, device=output.device)
+        reading = [x for x in (self._layers if self._at_last else self._layers[i : i + 1]) if x.reads is not None]
+        opened = self._opened(reading, output) if self._joint_gate and reading else None
+        for layer in reading:
+            assert layer.reads is not None
+            correction = layer.weights.correction(projection, layer.reads).to(output.device)
+            output = output + (correction if opened is None else correction * opened).to(output.dtype)
         return output
+
+    def _opened(self, reading: list[_Layer], output: Tensor) -> Tensor:
+        """How far the joint gate stands open, (B, T, 1), where `output` is."""
+        parts = [layer.joint.to(output.device) for layer in reading if layer.joint is not None]
+        return jointly_open(torch.stack(parts).sum(0))[..., None]
 
 
 def _usable(state: Tensor) -> Tensor:

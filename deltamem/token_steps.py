@@ -47,13 +47,18 @@ class TokenSteps:
         free = ["lambda_proj"] if config.needs_lambda else []
         base = ["memory_base_proj"] if config.base_queries else []
         erase = ["erase_proj"] if config.learned_erase else []
-        names = ["memory_q_proj", *gate, *base, "memory_k_proj", "memory_v_proj", "beta_proj", *free, *erase]
+        joint = ["joint_gate_proj"] if config.joint_gate else []
+        names = ["memory_q_proj", *gate, *base, *joint, "memory_k_proj", "memory_v_proj", "beta_proj", *free, *erase]
         projections = _fuse(layers, names)
         self._where = self._places()
-        split = width + (heads if config.read_gate else 0) + (width if config.base_queries else 0)
+        base_at = width + (heads if config.read_gate else 0)
+        self._base_rows = slice(base_at, base_at + width)
+        split = base_at + (width if config.base_queries else 0) + (1 if config.joint_gate else 0)
         self._reading = list(projections[:, :split])
         self._writing = projections[:, split:]
         self._read_bias = list(_fuse(layers, ["read_gate_bias"])) if config.read_gate else None
+        self._joint_bias = _fuse(layers, ["joint_gate_bias"]) if config.joint_gate else None
+        self._joint = [0.0] * len(layers)
         self._beta_bias = _fuse(layers, ["beta_bias"])
         self._lambda_bias = _fuse(layers, ["lambda_bias"]) if config.needs_lambda else None
         self._erase_bias = _fuse(layers, ["erase_bias"]) if config.learned_erase else None
@@ -96,6 +101,8 @@ class TokenSteps:
         heads, rank = self._heads
         width = heads * rank
         numbers = self._reading[i].dot(_flat(x)).tolist()
+        if self._joint_bias is not None:
+            self._joint[i] = numbers[-1]
         gates = [1.0] * heads
         if self._read_bias is not None:
             biased = map(operator.add, numbers[width : width + heads], self._read_bias[i].tolist())
@@ -106,7 +113,7 @@ class TokenSteps:
         found, scale = self._asked(numbers[:width], gates, self._readable()[i])
         if self._config.base_queries:
             assert self._base is not None
-            of_base, its = self._asked(numbers[-width:], gates, self._base[i])
+            of_base, its = self._asked(numbers[self._base_rows], gates, self._base[i])
             found, scale = found * np.float32(scale) + of_base * np.float32(its), 1.0
         self._reads[i] = found, scale * self._scale
 
@@ -157,12 +164,15 @@ class TokenSteps:
 
     def _together(self) -> tuple[Array, float] | None:
         """What all layers read, one after the other; None where none did."""
-        if not any(self._reads):
+        opened = 1.0
+        if self._joint_bias is not None:
+            opened = min(1.0, max(0.0, 0.5 + 0.5 * (sum(self._joint) + float(self._joint_bias.sum()))))
+        if not opened or not any(self._reads):
             return None
         heads, rank = self._heads
         nothing = np.zeros(heads * rank, np.float32)
         parts = [nothing if found is None else found[0] * np.float32(found[1]) for found in self._reads]
-        return np.concatenate(parts), 1.0
+        return np.concatenate(parts), opened
 
     def keep(self, x: Tensor) -> None:
         """The next layer's hidden states are to be written when the token is through."""

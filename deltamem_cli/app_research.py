@@ -61,6 +61,10 @@ def train_adapter(
     read_steps: Annotated[
         int | None, typer.Option(min=0, help="Steps of reading alone, after all others (places).")
     ] = None,
+    joint_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Steps of the gate that all layers share, before those of reading (places)."),
+    ] = None,
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="Begin --from's keys and queries anew, fitted; keep the rest (places).")
     ] = False,
@@ -203,6 +207,7 @@ def train_adapter(
         "gate_steps": gate_steps,
         "fit_erase": fit_erase or None,
         "read_steps": read_steps,
+        "joint_steps": joint_steps,
         "new_keys": new_keys or None,
         "keep_writing": keep_writing or None,
         "vocabulary": vocabulary,

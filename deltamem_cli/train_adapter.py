@@ -133,6 +133,10 @@ def chosen_preset(options: TrainOptions) -> Any:
         changed = own | changed
     if recipe.get("fit_erase"):
         changed["learned_erase"] = True
+    if changed.get("corrections") == "own":
+        recipe["joint_steps"] = 0
+    elif "joint_steps" in recipe or options.start is not None:
+        changed["joint_gate"] = bool(recipe.get("joint_steps"))
     config = replace(preset.config, **changed)
     if config.corrections == "last":
         config = replace(config, alpha=preset.config.alpha * config.rank / preset.config.rank)
@@ -147,6 +151,7 @@ def chosen_preset(options: TrainOptions) -> Any:
         recipe.setdefault("easy_steps", 0)
         recipe.setdefault("key_steps", 0)
         recipe.setdefault("say_steps", 0)
+        recipe.setdefault("joint_steps", 0)
     elif any(recipe.get(name) for name in ("gate_steps", "fit_erase", "keep_writing", "new_keys")):
         raise DataError("--gate-steps, --fit-erase, --keep-writing and --new-keys go on with an adapter; give --from")
     written_anew = any(recipe.get(name) for name in ("key_steps", "say_steps", "new_keys"))
@@ -155,10 +160,12 @@ def chosen_preset(options: TrainOptions) -> Any:
             "--keep-writing leaves keys and values alone; leave out --key-steps, --say-steps, --new-keys, --rank, "
             "--own-share and --fading"
         )
-    alone = [recipe.get("gate_steps"), recipe.get("fit_erase"), recipe.get("read_steps", preset.recipe.read_steps)]
+    alone = [recipe.get(name) for name in ("gate_steps", "fit_erase", "joint_steps")]
+    alone.append(recipe.get("read_steps", preset.recipe.read_steps))
     if recipe.get("steps") == 0 and not any(alone):
         raise DataError(
-            "--steps 0 leaves nothing to train; give --read-steps, --gate-steps or --fit-erase, or more steps"
+            "--steps 0 leaves nothing to train; give --read-steps, --joint-steps, --gate-steps or --fit-erase, or "
+            "more steps"
         )
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")

@@ -30,6 +30,19 @@ CONFIGS = {
     "one head, corrections at the last layer": DeltaMemConfig(
         delta_heads=("o",), corrections="last", read_gate=True, read_gate_floor=0.5, output_init="random"
     ),
+    "joint gate": DeltaMemConfig(
+        delta_heads=("o",), corrections="last", read_gate=True, joint_gate=True, output_init="random"
+    ),
+    "joint gate, base state with queries of its own": DeltaMemConfig(
+        num_state_heads=2,
+        rank=4,
+        delta_heads=("o",),
+        corrections="last",
+        joint_gate=True,
+        base_state=True,
+        base_queries=True,
+        output_init="random",
+    ),
     "keys in pairs": DeltaMemConfig(keys="pair", own_share=0.5, write_gate_floor=0.2, output_init="random"),
     "keys that fade": DeltaMemConfig(keys="pair", own_share=0.5, fading=0.7, output_init="random"),
     "heads, keys in pairs": DeltaMemConfig(keys="pair", num_state_heads=2, rank=4, output_init="random"),
@@ -49,6 +62,8 @@ def lively(memory: DeltaMemory) -> None:
         for name, parameter in layer.named_parameters():
             if name.startswith(("beta", "lambda", "read_gate", "base", "erase")):
                 nn.init.normal_(parameter, std=0.5)
+            elif name.startswith("joint"):
+                nn.init.normal_(parameter, std=0.1)
 
 
 def token_by_token(model: nn.Module, memory: DeltaMemory, ids: torch.Tensor, fast: bool) -> list[torch.Tensor]:

@@ -52,6 +52,23 @@ def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
     assert recipe.scale("memory_q_proj") and recipe.scale("delta_o_proj") and recipe.scale("read_gate_proj")
 
 
+def test_the_gate_of_all_layers_comes_with_its_steps() -> None:
+    last = {"delta_heads": ("o",), "corrections": "last", "rank": 64, "rankwise_gates": False}
+
+    def gated(before: dict[str, Any], start: str | None = "x", **recipe: int) -> bool:
+        config = chosen_preset(options_of(start=start, recipe=recipe)).config
+        return extended(make_memory(make_model(), **before), replace(config, base_state=False)).config.joint_gate
+
+    assert gated(last, joint_steps=5) and not gated(last) and not gated(last, joint_steps=0)
+    assert gated(last | {"joint_gate": True}), "an adapter keeps it"
+    assert not gated({"rank": 64, "rankwise_gates": False}, joint_steps=5), "no layer can wait for the others"
+    assert chosen_preset(
+        options_of(start="x", recipe={"steps": 0, "read_steps": 0, "joint_steps": 5})
+    ).recipe.joint_steps
+    own = chosen_preset(options_of(config={"corrections": "own", "keys": "own"}, recipe={"joint_steps": 5}))
+    assert not own.config.joint_gate and not own.recipe.joint_steps
+
+
 def test_what_is_read_weighs_the_same_with_any_rank() -> None:
     def scale(**config: Any) -> float:
         chosen: DeltaMemConfig = chosen_preset(options_of(config=config)).config

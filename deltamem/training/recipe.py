@@ -52,6 +52,7 @@ class Recipe:
         fit_erase: fit what is erased, after those, in closed form (`DeltaMemConfig.learned_erase`).
         read_steps: steps in which queries, read gates and the base state alone learn how replies begin and to read what
             is written, after all others, where corrections go to the last layer.
+        joint_steps: steps in which the joint gate, if there is one, alone learns where to read, after all but those.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
             the last layer; the rest goes on.
         keep_writing: no step changes keys, values or write gates: what was written by the adapter a run began with
@@ -116,6 +117,7 @@ class Recipe:
     gate_steps: int = 0
     fit_erase: bool = False
     read_steps: int = 0
+    joint_steps: int = 0
     new_keys: bool = False
     keep_writing: bool = False
     vocabulary: int = 0
@@ -144,13 +146,15 @@ class Recipe:
     @property
     def only_erasing(self) -> bool:
         """Whether what is erased is all that is fitted: that takes nothing but what was told."""
-        others = self.steps, self.key_steps, self.say_steps, self.gate_steps, self.read_steps
+        others = self.steps, self.key_steps, self.say_steps, self.gate_steps, self.read_steps, self.joint_steps
         return self.fit_erase and not any(others)
 
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""
         if self.keep_writing and name.startswith(("memory_k", "memory_v", "beta", "lambda", "erase")):
             return 0.0
+        if name.startswith("joint_gate"):
+            return 0.0  # a clamp has no gradient where it is open, as it is at first; it is learnt on its own
         if name in ("memory_q_proj", "memory_k_proj", "memory_base_proj"):
             return self.fitted_rate
         if name == "memory_v_proj":

@@ -31,7 +31,15 @@ from deltamem.training.trainer import Fit, Trainer
 from deltamem.training.warm_start import delta_layers
 
 CARD_FILE = "README.md"
-EXTENSIONS = ("base_state", "base_queries", "learned_erase", "read_gate_floor", "write_gate_floor", "reply_floor")
+EXTENSIONS = (
+    "base_state",
+    "base_queries",
+    "learned_erase",
+    "joint_gate",
+    "read_gate_floor",
+    "write_gate_floor",
+    "reply_floor",
+)
 """Options that an adapter can be given which was trained without them; what keys are made of, state heads and a larger
 rank are others."""
 KEYS_OF = ("own_share", "fading")
@@ -90,7 +98,7 @@ def prepare(
     if preset.recipe.cached_steps and memory.config.writes_segments:
         raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
     recipe = preset.recipe
-    alone = recipe.read_steps + recipe.gate_steps + recipe.fit_erase
+    alone = recipe.read_steps + recipe.joint_steps + recipe.gate_steps + recipe.fit_erase
     on_places = memory.config.corrections == "last" and recipe.cached_steps + alone > 0
     if memory.config.keys == "pair" and not on_places:
         raise DataError("keys in pairs are learnt by steps on places alone; use --preset places")
@@ -98,7 +106,8 @@ def prepare(
         raise DataError("--new-keys is for steps on places; use --preset places")
     if not recipe.steps and not on_places:
         raise DataError(
-            "--read-steps, --gate-steps and --fit-erase are for corrections to the last layer; give --steps as well"
+            "--read-steps, --joint-steps, --gate-steps and --fit-erase are for corrections to the last layer; "
+            "give --steps as well"
         )
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -140,6 +149,7 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
             smaller, or can't be larger.
     """
     given = {name: getattr(wanted, name) or getattr(memory.config, name) for name in EXTENSIONS}
+    given["joint_gate"] = given["joint_gate"] and memory.config.corrections == "last"
     given["own_share"] = wanted.own_share if wanted.own_share != 1 else memory.config.own_share
     given["fading"] = wanted.fading or memory.config.fading
     heads, had = wanted.num_state_heads, memory.config.num_state_heads

@@ -26,6 +26,7 @@ from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.places.alone import fit_alone
 from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.joint import fit_joint_gate
 from deltamem.training.places.reading import fit_reading
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.whole import whole_bank
@@ -168,7 +169,8 @@ class Trainer:
                 self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory, self._preparing
             )
         step = TrainingStep(self.passes, recipe, ordinary, self.team)
-        to_finish = self._last_layer and (recipe.read_steps > 0 or not recipe.steps) and not self.finished
+        to_learn = max(recipe.read_steps, recipe.joint_steps)
+        to_finish = self._last_layer and (to_learn > 0 or not recipe.steps) and not self.finished
         cached = self._cached_step(ordinary) if self.step < recipe.cached_steps or to_finish else None
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -186,6 +188,8 @@ class Trainer:
                 self.stopped = True
                 break
         if to_finish and not self.stopped and self._places is not None:
+            if recipe.joint_steps and self.passes.memory.config.joint_gate:
+                fit_joint_gate(self.passes.memory, self._places, recipe.joint_steps, recipe.seed, self._preparing)
             if recipe.read_steps:
                 fit_reading(self.passes.memory, self._places, recipe.read_steps, recipe.seed, self._preparing)
             self.finished = True
@@ -212,7 +216,7 @@ class Trainer:
                 self._fit(self.passes.memory, places, recipe.seed, self._preparing)
             fit_alone(self.passes, places, recipe, self._preparing)
         step = PlacesStep(self.passes, recipe, places, self.team)
-        self._places = step.bank if recipe.read_steps or not recipe.steps else None
+        self._places = step.bank if recipe.read_steps or recipe.joint_steps or not recipe.steps else None
         if self.step < recipe.cached_steps:
             step.draw_ahead(self.step, self._workers)
         return step

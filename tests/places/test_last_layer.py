@@ -60,11 +60,47 @@ def test_what_all_layers_read_is_added_to_the_last_attention(ids: Callable[..., 
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_the_joint_gate_scales_all_that_a_token_reads(ids: Callable[..., torch.Tensor]) -> None:
+    """The definition: what all layers add, times a gate of what enters all of them, by hand."""
+    model = make_model()
+    memory = make_memory(model, joint_gate=True, **OPTIONS)
+    tokens = ids(1, 40, 1)
+    added: list[torch.Tensor] = []
+
+    with torch.no_grad():
+        with memory.writing():
+            model(input_ids=ids(1, 20))
+        handle = model.model.layers[-1].self_attn.register_forward_hook(lambda _m, _a, out: added.append(out[0]))
+        seen: dict[int, torch.Tensor] = {}
+        stop = memory.watch(lambda i, hidden: seen.__setitem__(i, hidden))
+        with memory.disabled():
+            model(input_ids=tokens)
+        stop()
+        with memory.reading():
+            model(input_ids=tokens)
+        logits = torch.zeros(1, 40)
+        for i, layer in enumerate(memory.adapter):
+            layer.joint_gate_proj.normal_(std=0.3)  # type: ignore[union-attr, operator]
+            layer.joint_gate_bias.normal_(std=0.3)  # type: ignore[union-attr, operator]
+            logits += seen[i] @ layer.joint_gate_proj[0] + layer.joint_gate_bias  # type: ignore[index, operator]
+        opened = ((1 + logits) / 2).clamp(0, 1)[..., None]
+        with memory.reading():
+            model(input_ids=tokens)
+        handle.remove()
+    frozen, before, after = added
+    assert (opened == 0).any() and (opened == 1).any() and ((opened > 0) & (opened < 1)).any()
+    assert (before - frozen).abs().max() > 1e-3, "a gate that was not learnt is open"
+    torch.testing.assert_close(after, frozen + opened * (before - frozen), atol=1e-5, rtol=1e-5)
+    assert torch.equal(after[opened[..., 0] == 0], frozen[opened[..., 0] == 0])
+
+
 def test_what_goes_to_the_last_layer_is_o_alone() -> None:
     for options in ({"delta_heads": ("q", "o")}, {"delta_heads": ("o",), "delta_o_rmsnorm": True}):
         with pytest.raises(ConfigError, match="corrections last"):
             DeltaMemConfig(corrections="last", **options)  # type: ignore[arg-type]
-    assert "corrections" not in DeltaMemConfig().to_dict()
+    with pytest.raises(ConfigError, match="joint_gate"):
+        DeltaMemConfig(joint_gate=True)
+    assert not {"corrections", "joint_gate"} & DeltaMemConfig().to_dict().keys()
     kept = DeltaMemConfig(**OPTIONS)
     assert DeltaMemConfig.from_dict(kept.to_dict()) == kept
 

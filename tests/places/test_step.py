@@ -159,10 +159,10 @@ def test_every_part_of_the_adapter_learns(passes: Passes, bank: Bank) -> None:
 def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = few_people()
     people.families, people.singles = [], people.relations
-    memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
+    memory = make_memory(make_model().requires_grad_(False), joint_gate=True, **OPTIONS)
     recipe = Recipe(steps=180, cached_steps=180, bank=12, cached_questions=24, cached_facts=2, warmup=2, ordinary=1,
                     reply_tokens=2, eval_every=200, save_every=30, seed=1, learning_rate=1e-2, key_steps=5, say_steps=5,
-                    vocabulary=1, made_up=2, impersonal=1, read_steps=3)  # fmt: skip
+                    vocabulary=1, made_up=2, impersonal=1, read_steps=3, joint_steps=2)  # fmt: skip
     passes = Passes(memory, ChatFormat.of(make_tokenizer()))
     few = [Impersonal("What is a cat?", "cat"), Impersonal("How do I find a job?", "")]
     monkeypatch.setattr(
@@ -176,9 +176,9 @@ def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     )
     losses = [r.parts["value"] for r in trainer.run()]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
-    assert list(dict.fromkeys(said))[-4:] == [
+    assert list(dict.fromkeys(said))[-5:] == [
         "telling every word there is", "telling keys apart", "learning to say what is read",
-        "learning to read",
+        "learning when to read", "learning to read",
     ]  # fmt: skip
     assert {"letting the frozen backbone reply", "letting the backbone talk", "reading what is told and asked"} <= set(
         said
@@ -190,7 +190,7 @@ def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     again = Trainer(passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what))
     again.resume()
     assert not list(again.run()) and not said, "a finished run is not finished twice"
-    more = replace(recipe, steps=0, cached_steps=0, vocabulary=0, key_steps=0, say_steps=0)
+    more = replace(recipe, steps=0, cached_steps=0, vocabulary=0, key_steps=0, say_steps=0, joint_steps=0)
     (tmp_path / "more").mkdir()
     for file in (TALK_FILE, REPLIES_FILE):
         shutil.copy(tmp_path / file, tmp_path / "more")

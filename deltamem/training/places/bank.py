@@ -18,6 +18,7 @@ _ROWS = (
     "values",
     "opening_residuals",
     "opening_targets",
+    "opening_begins",
     "idle_residuals",
     "idle_begins",
 )
@@ -90,6 +91,7 @@ class Bank:
             on what it replies to alone, so these are of every question and every statement there is.
         opening_residuals: their residuals, as those of `places`.
         opening_targets: (n,) of `openings`, the token that is to come.
+        opening_begins: (n,) of `openings`, true for the first few of a reply.
         idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
         idle_residuals: their residuals.
         idle_begins: (n,) of `idle`, true for the first few of a reply.
@@ -114,6 +116,7 @@ class Bank:
     openings: Tensor
     opening_residuals: Tensor
     opening_targets: Tensor
+    opening_begins: Tensor
     idle: Tensor
     idle_residuals: Tensor
     idle_begins: Tensor

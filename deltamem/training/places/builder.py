@@ -64,7 +64,8 @@ _OTHERS = 0.05
 _OTHERS_AFTER = 0.3
 """The same of those right after a value, as the "and" of "My cat is called Misty and I work as a nurse."."""
 _BEGINS = 3
-"""Tokens of an ordinary reply that count as its beginning."""
+"""Tokens of a reply that count as its beginning."""
+_MARKS = ("targets", "values", "begun", "opening_begins", "idle_begins")
 _LIKELY = 8
 """Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
 
@@ -162,7 +163,7 @@ class _Builder:
             k: [] for k in ("told", "before", "other", "places", "openings", "idle")
         }
         self._residuals: dict[str, list[Tensor]] = {k: [] for k in ("other", "places", "openings", "idle")}
-        self._marks: dict[str, list[Tensor]] = {k: [] for k in ("targets", "values", "begun", "idle_begins")}
+        self._marks: dict[str, list[Tensor]] = {k: [] for k in _MARKS}
         self._ids: list[Tensor] = []
         self._counts = {"told": 0, "places": 0}
         self._unsaid: Counter[int] = Counter()
@@ -252,12 +253,13 @@ class _Builder:
         kept[:, -1] = False  # a reply does not end there
         self._read("openings", batch, kept)
         self._marks["begun"].append(batch.targets[kept])
+        self._marks["opening_begins"].append(_first_few(kept))
 
     def leave_alone(self, questions: Sequence[Question]) -> None:
         batch = read_batch(self._passes.form, [(0, q) for q in questions])
         kept = batch.targets != -100
         self._read("idle", batch, kept)
-        self._marks["idle_begins"].append((kept.cumsum(1) <= _BEGINS)[kept])
+        self._marks["idle_begins"].append(_first_few(kept))
 
     def _read(self, kind: str, batch: ReadBatch, kept: Tensor) -> None:
         """Keep what is seen at those places of the batch's last ones (N, K)."""
@@ -305,6 +307,7 @@ class _Builder:
         residuals = {kind: torch.cat([empty, *parts]) for kind, parts in self._residuals.items()}
         targets, values = (torch.cat(self._marks[k]) for k in ("targets", "values"))
         begun = torch.cat([targets[:0], *self._marks["begun"]])
+        begins = {k: torch.cat([values[:0], *self._marks[k]]) for k in ("opening_begins", "idle_begins")}
         likely = [
             self._tail(part.to(self._passes.device)).topk(_LIKELY).indices.flatten().cpu()
             for part in residuals["places"][values].split(512)
@@ -325,13 +328,19 @@ class _Builder:
             hidden["openings"],
             residuals["openings"],
             begun,
+            begins["opening_begins"],
             hidden["idle"],
             residuals["idle"],
-            torch.cat([torch.zeros(0, dtype=torch.bool), *self._marks["idle_begins"]]),
+            begins["idle_begins"],
             candidates,
             max(self._unsaid, key=self._unsaid.__getitem__, default=int(candidates[0])),
             [f for f in self._stock if f.told],
         )
+
+
+def _first_few(kept: Tensor) -> Tensor:
+    """Which of the kept places of replies (N, K) are their first few, (n,)."""
+    return (kept.cumsum(1) <= _BEGINS)[kept]
 
 
 def _facts(episode: Episode) -> dict[int, Fact]:

@@ -150,7 +150,7 @@ class Asking:
         with torch.no_grad():
             frozen = among.logits(self._tail, residuals.to(now.device).float())
         loss = _ALONE * divergence(self._said(now, hidden, residuals, states, rows, among), frozen) / len(some)
-        if self._memory.config.read_gate:
+        if self._memory.config.read_gate and not self._memory.config.joint_gate:
             gates = torch.logit(now.read_gates(hidden.to(now.device)), eps=1e-6)
             loss = loss + _QUIET * F.softplus(gates - self._shut).mean()
         return loss

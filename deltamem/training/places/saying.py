@@ -222,7 +222,7 @@ class Saying:
         reads = read.unflatten(-1, (config.num_state_heads, config.rank)).transpose(0, 1)
         if config.base_state:
             reads = reads + stacked.of_base_state(hidden, q)
-        return places.residuals.to(device) + stacked.corrections(reads)
+        return places.residuals.to(device) + stacked.added(hidden, reads)
 
 
 def _any(there: int, count: int, generator: torch.Generator) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from deltamem.key_pairs import lendable, paired
-from deltamem.layer import DeltaLayer, read_gate_above, unit
+from deltamem.layer import DeltaLayer, jointly_open, read_gate_above, unit
 from deltamem.side_by_side import write_side_by_side
 from deltamem.training.places.by_row import ByRow
 
@@ -97,6 +97,11 @@ class Stacked:
         """How far read gates stand open, (layers, N, H), before any floor."""
         return torch.sigmoid(self._product(x, "read_gate_proj") + self._all("read_gate_bias")[:, None])
 
+    def joint_logits(self, x: Tensor) -> Tensor:
+        """Logits of the joint gate, (N,)."""
+        parts = self._product(x, "joint_gate_proj")[..., 0] + self._all("joint_gate_bias")
+        return parts.sum(0)
+
     def queries(self, x: Tensor, of: str = "memory_q_proj") -> Tensor:
         """(layers, N, H, r)."""
         config = self.config
@@ -135,8 +140,13 @@ class Stacked:
             rows: (P,), whose state is read at each.
         """
         by_row = ByRow(rows.to(self.device), states.shape[1])
-        reads = self.reads(hidden.to(self.device).float(), states, by_row)
-        return residuals.to(self.device).float() + self.corrections(reads)
+        x = hidden.to(self.device).float()
+        return residuals.to(self.device).float() + self.added(x, self.reads(x, states, by_row))
+
+    def added(self, x: Tensor, reads: Tensor) -> Tensor:
+        """`corrections` at places x, (N, hidden size), as far as the joint gate, if there is one, lets them through."""
+        added = self.corrections(reads)
+        return added * jointly_open(self.joint_logits(x))[:, None] if self.config.joint_gate else added
 
     def corrections(self, reads: Tensor) -> Tensor:
         """What all layers add to the output of the last attention, (N, hidden size), from reads (N, layers, H, r)."""
