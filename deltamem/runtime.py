@@ -6,12 +6,10 @@ nothing here knows about conversations, files or text.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,32 +20,12 @@ from deltamem.call import Call, Directions
 from deltamem.errors import StateError
 from deltamem.key_pairs import Lend, Lending, lent, lent_width, writes
 from deltamem.layer import DeltaLayer, jointly_open
-from deltamem.side_by_side import MOST_TOKENS, write_side_by_side
+from deltamem.running import Entry, RunningLayer, usable
 from deltamem.token_steps import TokenSteps
+from deltamem.told_aside import ToldAside
 
 _REPLAYS_KEPT = 256
 """Entry states remembered per layer for gradient checkpointing; older ones belong to finished backwards."""
-
-
-class _Entry(NamedTuple):
-    """What a layer saw when a call entered it; a checkpointed backward needs to see it again."""
-
-    call: Call
-    state: Tensor
-    collecting: bool
-    lend: Lend | None = None
-
-
-@dataclass
-class _Layer:
-    site: AttentionSite
-    weights: DeltaLayer
-    state: Tensor
-    reads: Tensor | None = None
-    joint: Tensor | None = None
-    segment_sum: Tensor | None = None
-    replay: _Entry | None = None
-    replays: OrderedDict[int, _Entry] = field(default_factory=OrderedDict)
 
 
 class Runtime:
@@ -68,15 +46,15 @@ class Runtime:
         self._segment_writes = config.writes_segments
         self._at_last, self._joint_gate = config.corrections == "last", config.joint_gate
         self._shape = (config.num_state_heads, config.rank, config.rank)
-        self._layers = [_Layer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
+        self._layers = [RunningLayer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
         self._steps: TokenSteps | None = None
         self._stepping = False
-        self._told: list[tuple[int, Tensor]] = []  # layers' numbers; of this call, and not written yet
+        self._aside = ToldAside(self._layers)
         self._lending = Lending(len(self._layers), config.fading) if config.keys == "pair" else None
         self._pinned: Tensor | None = None
 
     @property
-    def layers(self) -> list[_Layer]:
+    def layers(self) -> list[RunningLayer]:
         """The layers, with their states as they are now."""
         if self._steps is not None and self._steps.states is not None:
             states, self._steps.states = self._steps.states, None
@@ -166,7 +144,7 @@ class Runtime:
                 here = counts.to(layer.segment_sum.device)
                 means = (layer.segment_sum / here.clamp_min(1)[:, None])[:, None]  # (B, 1, hidden)
                 layer.state = layer.weights.write_means(
-                    means, _usable(layer.state), (here > 0)[:, None], self._tracing(layer)
+                    means, usable(layer.state), (here > 0)[:, None], self._tracing(layer)
                 )
             layer.segment_sum = None
         self.segment_counts = None
@@ -185,9 +163,9 @@ class Runtime:
         """The innermost call ended, well or not."""
         self._depth = max(0, self._depth - 1)
         if self._depth == 0:
-            if well:
-                self._write_told()
-            self._told = []
+            if well and self._call is not None:
+                self._aside.write(self._call, self.trace)
+            self._aside.drop()
             self._call = None
             if self._stepping:
                 self._end_step(well)
@@ -207,7 +185,7 @@ class Runtime:
                 raise StateError("corrections at the last layer can't be checkpointed; switch checkpointing off")
             key = hidden.data_ptr()
             lend = self._lend_again(i, self._call, hidden)
-            layer.replays[key] = _Entry(self._call, layer.state, self.segment_counts is not None, lend)
+            layer.replays[key] = Entry(self._call, layer.state, self.segment_counts is not None, lend)
             layer.replays.move_to_end(key)
             while len(layer.replays) > _REPLAYS_KEPT:
                 layer.replays.popitem(last=False)
@@ -228,7 +206,7 @@ class Runtime:
             entry = replay
         else:
             call = self._call if self._call is not None else Call(self.directions)
-            entry = _Entry(call, layer.state, self.segment_counts is not None, self._lend(i, call))
+            entry = Entry(call, layer.state, self.segment_counts is not None, self._lend(i, call))
         mode = entry.call.directions.mode
         if mode == "off":
             layer.reads = None
@@ -266,9 +244,9 @@ class Runtime:
             if i == 0 and self.segment_counts is not None:
                 self._count(entry.call, batch, tokens)
 
-    def _run(self, layer: _Layer, entry: _Entry, hidden: Tensor) -> Tensor:
+    def _run(self, layer: RunningLayer, entry: Entry, hidden: Tensor) -> Tensor:
         call, weights = entry.call, layer.weights
-        state = _usable(entry.state).to(hidden.device)
+        state = usable(entry.state).to(hidden.device)
         if call.directions.mode == "read":
             layer.reads = None if call.mute else weights.read(hidden, state, call.valid)
             return state
@@ -307,32 +285,12 @@ class Runtime:
         """Keep what layer i is to write until there is more of it."""
         layer = self._layers[i]
         layer.reads = None
-        if self._told and self._told[0][1].device != hidden.device:
-            self._write_told()
         with torch.autocast(hidden.device.type, enabled=False):
             products = layer.weights.told_products(hidden)
         assert self._call is not None
         if (lend := self._lend(i, self._call)) is not None:
             products = layer.weights.lend_to(products, lend)
-        self._told.append((i, products))
-        if len(self._told) * hidden.shape[0] * hidden.shape[1] >= MOST_TOKENS:
-            self._write_told()
-
-    def _write_told(self) -> None:
-        told, self._told = self._told, []
-        if not told:
-            return
-        assert self._call is not None
-        numbers, products = zip(*told, strict=True)
-        layers = [self._layers[i] for i in numbers]
-        device = products[0].device
-        valid, written = (mask if mask is None else mask.to(device) for mask in (self._call.valid, self._call.written))
-        states = [_usable(layer.state).to(device) for layer in layers]
-        after, gates = write_side_by_side(layers[0].weights.config, products, states, valid, written)
-        for layer, state, of_layer in zip(layers, after, gates, strict=True):
-            layer.state = state
-            if self.trace is not None:
-                self.trace(layer.site.number, of_layer)
+        self._aside.add(i, products, self._call, self.trace)
 
     # Single tokens
 
@@ -383,10 +341,10 @@ class Runtime:
             for layer, gate in zip(self._layers, torch.from_numpy(gates), strict=True):
                 self.trace(layer.site.number, gate[None, None])
 
-    def _tracing(self, layer: _Layer) -> Callable[[Tensor], None] | None:
+    def _tracing(self, layer: RunningLayer) -> Callable[[Tensor], None] | None:
         return None if self.trace is None else partial(self.trace, layer.site.number)
 
-    def _gather(self, layer: _Layer, hidden: Tensor, valid: Tensor | None) -> None:
+    def _gather(self, layer: RunningLayer, hidden: Tensor, valid: Tensor | None) -> None:
         kept = hidden if valid is None else hidden.masked_fill(~valid[..., None], 0.0)
         total = kept.sum(1)
         layer.segment_sum = total if layer.segment_sum is None else layer.segment_sum + total
@@ -410,12 +368,7 @@ class Runtime:
             output = output + (correction if opened is None else correction * opened).to(output.dtype)
         return output
 
-    def _opened(self, reading: list[_Layer], output: Tensor) -> Tensor:
+    def _opened(self, reading: list[RunningLayer], output: Tensor) -> Tensor:
         """How far the joint gate stands open, (B, T, 1), where `output` is."""
         parts = [layer.joint.to(output.device) for layer in reading if layer.joint is not None]
         return jointly_open(torch.stack(parts).sum(0))[..., None]
-
-
-def _usable(state: Tensor) -> Tensor:
-    """A state made under inference mode cannot enter a graph; a copy of it can."""
-    return state.clone() if state.is_inference() and not torch.is_inference_mode_enabled() else state

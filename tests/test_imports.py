@@ -17,6 +17,8 @@ ORDER = [
     {"layer", "segments", "key_pairs", "replies"},
     {"attach"},
     {"state", "token_steps", "side_by_side", "call"},
+    {"running"},
+    {"told_aside"},
     {"runtime"},
     {"adapter"},
     {"memory"},

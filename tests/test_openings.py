@@ -36,6 +36,19 @@ def test_openings_of_replies_to_several_things_begin_with_the_first(
         assert question.answer == f"Got it. {first.reply(first.relation.answer)[1]}"
 
 
+def test_half_of_the_openings_stand_after_other_turns_some_of_them_ordinary(people: SyntheticPeople) -> None:
+    ordinary = [Question(f"Why is it {n}?", "So.", kind="ordinary") for n in range(40)]
+    every = openings(people, random.Random(0), ordinary)
+    after = [q for q in every if q.earlier]
+    assert 0.45 < len(after) / len(every) < 0.55
+    turns = [turn for q in after for turn in q.earlier]
+    share = sum(turn in ordinary for turn in turns) / len(turns)
+    assert 0.4 < share < 0.6
+    assert not {q.text for q in ordinary} & {
+        turn.text for q in openings(people, random.Random(0)) for turn in q.earlier
+    }
+
+
 def test_a_question_may_stand_after_what_was_told_and_asked_before(people: SyntheticPeople) -> None:
     asked = [Question(f"Why is it {n}?", "So.", kind="ordinary") for n in range(400)]
     put = after_others(people, random.Random(0), asked)

@@ -38,7 +38,7 @@ def written(memory: DeltaMemory, tokens: torch.Tensor, grad: bool, **how: torch.
 def test_layers_side_by_side_write_what_they_write_one_by_one(
     name: str, length: int, most: int, ids: Callable[..., torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltamem.runtime.MOST_TOKENS", most)
+    monkeypatch.setattr("deltamem.told_aside.MOST_TOKENS", most)
     memory = make_memory(make_model(), reads="reply", **OPTIONS[name])
     tokens = ids(2, length)
     padding = torch.zeros(2, length, dtype=torch.bool)

@@ -17,14 +17,16 @@ in one sentence with the one before."""
 _TALKED, _ASKED, _NOT_KNOWN = 0.3, 0.3, 0.3
 """Shares of the turns before a question that are small talk and that ask for something, and of those the share that
 asks for what was never told."""
+_ORDINARY = 0.5
+"""Share of the turns before an opening that are ordinary prompts, where there are such."""
 _SOMEBODY_ELSES = 0.35
 """Share of openings that are about what is somebody else's, where such a thing can be."""
 
 
-def openings(people: SyntheticPeople, rng: random.Random) -> list[Question]:
+def openings(people: SyntheticPeople, rng: random.Random, ordinary: Sequence[Question] = ()) -> list[Question]:
     """Every way to ask, and to tell, of the training split, with what the reply to it begins with; some of a
-    family's ways each, and messages that tell several things. Half of them come after other turns: a backbone likes
-    to say what it said before.
+    family's ways each, and messages that tell several things. Half of them come after other turns, `ordinary` ones
+    among them: a backbone likes to say what it said before.
     """
     told = _tellable(people)
     made = []
@@ -33,7 +35,7 @@ def openings(people: SyntheticPeople, rng: random.Random) -> list[Question]:
     for relation in told:
         made += [_opening(people, rng, relation, "statement", way) for way in _some(rng, relation, relation.statements)]
     made += [_opening_of_several(people, rng, told) for _ in range(len(made) // _TOGETHER)]
-    return [replace(q, earlier=_turns(people, rng, told)) if rng.random() < 0.5 else q for q in made]
+    return [replace(q, earlier=_turns(people, rng, told, ordinary)) if rng.random() < 0.5 else q for q in made]
 
 
 def after_others(people: SyntheticPeople, rng: random.Random, questions: Sequence[Question]) -> list[Question]:
@@ -42,9 +44,20 @@ def after_others(people: SyntheticPeople, rng: random.Random, questions: Sequenc
     return [replace(q, earlier=_turns(people, rng, relations)) for q in questions]
 
 
-def _turns(people: SyntheticPeople, rng: random.Random, relations: Sequence[Relation]) -> tuple[Question, ...]:
-    """What may have been said before in a window: things told and asked, and small talk, with the replies."""
-    return in_window(_any_turn(people, rng, rng.choice(relations)) for _ in range(rng.choice((1, 1, 2, 3))))
+def _turns(
+    people: SyntheticPeople, rng: random.Random, relations: Sequence[Relation], ordinary: Sequence[Question] = ()
+) -> tuple[Question, ...]:
+    """What may have been said before in a window: things told and asked, small talk, and ordinary prompts, with the
+    replies.
+    """
+
+    def turn() -> Turn:
+        if ordinary and rng.random() < _ORDINARY:
+            prompt = rng.choice(ordinary)
+            return Turn(prompt.text, prompt.answer)
+        return _any_turn(people, rng, rng.choice(relations))
+
+    return in_window(turn() for _ in range(rng.choice((1, 1, 2, 3))))
 
 
 def _any_turn(people: SyntheticPeople, rng: random.Random, relation: Relation) -> Turn:

@@ -115,7 +115,7 @@ def build_bank(
     for start in range(0, stock, size):
         builder.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
-    beginning = sorted(openings(people, rng), key=_length) if begun else []
+    beginning = sorted(openings(people, rng, ordinary), key=_length) if begun else []
     for start in range(0, len(beginning), size):
         builder.begin(beginning[start : start + size])
         say("reading how replies begin", start / len(beginning))
