@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Question, Turn, in_window
+from deltamem.episodes.indirect import indirect
 from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.synthetic import SyntheticPeople
 
@@ -19,6 +20,8 @@ _TALKED, _ASKED, _NOT_KNOWN = 0.3, 0.3, 0.3
 asks for what was never told."""
 _ORDINARY = 0.5
 """Share of the turns before an opening that are ordinary prompts, where there are such."""
+_INDIRECT = 0.3
+"""Share of questions that are put indirectly, of those that can be."""
 _SOMEBODY_ELSES = 0.35
 """Share of openings that are about what is somebody else's, where such a thing can be."""
 
@@ -81,6 +84,8 @@ def _tellable(people: SyntheticPeople) -> list[Relation]:
 
 def _opening(people: SyntheticPeople, rng: random.Random, relation: Relation, what: str, way: str) -> Question:
     fact = _any_fact(people, rng, relation)
+    if what == "question" and rng.random() < _INDIRECT:
+        way = indirect(rng, way) or way
     if fact.said_of(way) == way:
         fact = replace(fact, owner=None)
     text = people.phrasing.around(rng, what, fact.said_of(way).format(v=fact.value))
