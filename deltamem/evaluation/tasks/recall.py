@@ -43,6 +43,7 @@ CLOSE = (
     ("uncle", "aunt"),
 )
 """Relations that people tell together, and whose nouns a backbone takes for nearly the same."""
+_NATURAL_UNKNOWN = Difficulty(unknown=1.0, natural=1.0)
 KINDS: dict[str, dict[str, Any]] = {
     "corrected": {"facts": 2, "difficulty": Difficulty(corrections=1.0)},
     "two people": {"facts": _PLAIN, "difficulty": Difficulty(others=1.0)},
@@ -59,10 +60,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "never told after ordinary talk": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "unknown", "earlier": True},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
+    "never told but close": {"facts": 1, "difficulty": _NATURAL_UNKNOWN, "only": "unknown", "pairs": CLOSE},
 }
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
 name was told and a yacht's, with values that one would expect, and both are asked for (close: a dog's and a cat's); or
-the dog's alone was told, and the yacht's is asked for. Several tokens are two words, or a made-up one; longer words are
+the dog's alone was told, and the yacht's (the cat's) is asked for. Several tokens are two words, or a made-up one; longer words are
 such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"; numbers are ages, years, codes,
 days and times. Asked before is what was asked and answered three times already, as was all else that was told, and
 something that was not: where the backbone replies itself, a wrong reply may have made the next one worse. After
