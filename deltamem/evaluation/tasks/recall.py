@@ -64,11 +64,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
 name was told and a yacht's, with values that one would expect, and both are asked for (close: a dog's and a cat's); or
-the dog's alone was told, and the yacht's (the cat's) is asked for. Several tokens are two words, or a made-up one; longer words are
-such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"; numbers are ages, years, codes,
-days and times. Asked before is what was asked and answered three times already, as was all else that was told, and
-something that was not: where the backbone replies itself, a wrong reply may have made the next one worse. After
-ordinary talk is what is asked with ordinary questions and their answers before it in its window."""
+the dog's alone was told, and the yacht's (the cat's) is asked for. Several tokens are two words, or a made-up one;
+longer words are such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"; numbers are ages,
+years, codes, days and times. Asked before is what was asked and answered three times already, as was all else that was
+told, and something that was not: where the backbone replies itself, a wrong reply may have made the next one worse.
+After ordinary talk is what is asked with ordinary questions and their answers before it in its window."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
     "1 fact": (1, Difficulty(noted=1.0)),
     "2 facts": (2, Difficulty(noted=1.0, together=1.0)),
