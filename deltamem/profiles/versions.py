@@ -15,8 +15,8 @@ from deltamem.profiles.history import Entry, History, at
 from deltamem.profiles.merging import merged_matrices
 from deltamem.profiles.store import ProfileStore
 
-OF_WRITING = {"own_share", "learned_erase", "reply_floor"}
-"""Options of what is yet to be written, by which a state that is there means no other thing."""
+MEANS_THE_SAME = {"own_share", "learned_erase", "reply_floor", "joint_gate"}
+"""Options by which a state that is there means no other thing: of what is yet to be written, and of when it is read."""
 
 
 def past(store: ProfileStore, name: str) -> tuple[Profile, History]:
@@ -169,7 +169,7 @@ def upgrade(store: ProfileStore, name: str, adapter: str, fingerprint: str, conf
 
 def _meaning(config: dict[str, Any]) -> dict[str, Any]:
     """The options by which a state means something."""
-    return {option: value for option, value in config.items() if option not in OF_WRITING}
+    return {option: value for option, value in config.items() if option not in MEANS_THE_SAME}
 
 
 def _check_same_adapter(name: str, one: Profile, other: str, two: Profile) -> None:
