@@ -167,6 +167,9 @@ def chosen_preset(options: TrainOptions) -> Any:
             "--steps 0 leaves nothing to train; give --read-steps, --joint-steps, --gate-steps or --fit-erase, or "
             "more steps"
         )
+    joint_steps = recipe.get("joint_steps", preset.recipe.joint_steps)
+    if joint_steps and config.joint_gate and not recipe.get("ordinary", preset.recipe.ordinary):
+        raise DataError("--joint-steps are on ordinary talk; leave out --ordinary 0, or give --joint-steps 0")
     if "learning_rate" in recipe and not recipe["learning_rate"] > 0:
         raise DataError("--learning-rate must be above 0")
     if "batch" in recipe and "questions" not in recipe:

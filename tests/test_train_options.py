@@ -33,6 +33,8 @@ def options_of(**asked: Any) -> TrainOptions:
         ("x", {}, {"keep_writing": True, "key_steps": 5}, "leave out --key-steps"),
         ("x", {"rank": 16}, {"keep_writing": True}, "--rank"),
         ("x", {}, {"steps": 0, "read_steps": 0}, "leaves nothing to train"),
+        ("x", {}, {"joint_steps": 5, "ordinary": 0}, "on ordinary talk"),
+        (None, {}, {"ordinary": 0}, "on ordinary talk"),
     ],
 )
 def test_what_can_not_be_trained_is_refused(start: Any, config: Any, recipe: Any, said: str) -> None:

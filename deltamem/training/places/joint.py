@@ -40,7 +40,7 @@ def fit_joint_gate(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, r
     Args:
         memory: whose adapter is changed; its configuration has a joint gate.
         bank: what its layers see.
-        steps: of Adam; 1200 for 26 layers of 576 take two minutes of two cores.
+        steps: of Adam; 1200 for 26 layers of 576 take four minutes of one core.
         seed: of everything random.
         report: called with what is being done and the share done.
 
