@@ -134,7 +134,7 @@ def chosen_preset(options: TrainOptions) -> Any:
     if recipe.get("fit_erase"):
         changed["learned_erase"] = True
     if changed.get("corrections") == "own":
-        recipe["joint_steps"] = 0
+        recipe["joint_steps"], changed["joint_gate"] = 0, False  # no layer can wait for the others
     elif "joint_steps" in recipe or options.start is not None:
         changed["joint_gate"] = bool(recipe.get("joint_steps"))
     config = replace(preset.config, **changed)
