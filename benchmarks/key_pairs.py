@@ -61,14 +61,6 @@ def telling(bank: Bank, what: str, own_share: float) -> Tensor:
     return {"own": own, "before": before, "pair": own + before}[what]
 
 
-class FewOpenings(SyntheticPeople):
-    """Openings are nobody's keys: a few are enough for a bank."""
-
-    def openings(self, rng: random.Random) -> list[Question]:
-        """The first two dozen."""
-        return super().openings(rng)[:24]
-
-
 def units(learnt: Bank, tested: Bank, what: str, own_share: float, rank: int, plan: str) -> tuple[Tensor, Tensor]:
     """Keys of everything told and queries of every place of the tested bank, (layers, n, rank)."""
     named = pairs(learnt)
@@ -162,10 +154,11 @@ def main() -> None:
     layers = tuple(range(options.first_layer, backbone.model.config.num_hidden_layers))
     config = replace(PRESETS["places"].config, keys="pair", fading=options.fading, target_layers=layers)
     passes = Passes(DeltaMemory.attach(backbone.model, config), ChatFormat.of(backbone.tokenizer, stops=backbone.stops))
-    people = FewOpenings(backbone.tokenizer)
+    people = SyntheticPeople(backbone.tokenizer)
     idle = [Question("Hello", "Hello! How can I help?", kind="ordinary")]
-    learnt = build_bank(passes, people, idle, options.episodes)
-    held = build_bank(passes, people, idle, options.held_out, seed=1, split="heldout")
+    # How replies begin is nobody's key.
+    learnt = build_bank(passes, people, idle, options.episodes, begun=False)
+    held = build_bank(passes, people, idle, options.held_out, seed=1, split="heldout", begun=False)
     tested = Tested(held)
     columns = ["of 4", "of 32", "of 8 alike", "close, the first", "close, the second"]
     print("| keys from | r | directions | " + " | ".join(columns) + " | read of the own one, of 4 |")

@@ -17,12 +17,12 @@ from dataclasses import replace
 from statistics import fmean
 
 import torch
-from key_pairs import FewOpenings
 
 from deltamem import DeltaMemory
 from deltamem.backbones.load import load_backbone
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes.passes import Passes
+from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.places.bank import Bank, with_words
 from deltamem.training.places.builder import build_bank
 from deltamem.training.places.draw import Drawing
@@ -60,13 +60,13 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=240)
     args = parser.parse_args()
     loaded = load_backbone(args.backbone, device="cpu", quantize="none", dtype=torch.float32)
-    config, people = PRESETS["places"].config, FewOpenings(loaded.tokenizer)
+    config, people = PRESETS["places"].config, SyntheticPeople(loaded.tokenizer)
     # The layers that the adapter that ships has.
     config = replace(config, target_layers=tuple(range(4, loaded.model.config.num_hidden_layers)))
     memory = DeltaMemory.attach(loaded.model, config)
     passes = Passes(memory, ChatFormat.of(loaded.tokenizer, stops=loaded.stops))
-    bank = with_words(build_bank(passes, people, [], args.episodes), tell_vocabulary(passes, people, 1))
-    tested = build_bank(passes, people, [], args.held_out, 1, split="heldout")
+    bank = with_words(build_bank(passes, people, [], args.episodes, begun=False), tell_vocabulary(passes, people, 1))
+    tested = build_bank(passes, people, [], args.held_out, 1, split="heldout", begun=False)
     print(
         f"{len(bank.facts)} facts, {len(bank.told_ids)} told tokens; held out {len(tested.facts)} facts\n", flush=True
     )

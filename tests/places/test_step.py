@@ -227,9 +227,7 @@ def test_gates_can_be_all_that_is_trained(tmp_path: Path) -> None:
 
 def test_what_is_erased_can_be_all_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = few_people()
-    monkeypatch.setattr(
-        "deltamem.training.places.builder.openings", lambda _people, _rng: pytest.fail("no reply is looked at")
-    )
+    monkeypatch.setattr("deltamem.training.places.builder.openings", lambda *_: pytest.fail("no reply is looked at"))
     people.families, people.singles = [], people.relations
     memory = make_memory(make_model().requires_grad_(False), learned_erase=True, **OPTIONS)
     before = {name: tensor.clone() for name, tensor in memory.adapter_tensors().items()}
