@@ -1,4 +1,4 @@
-"""Episodes: who is told what, how it is laid out as tensors, and reading one's own."""
+"""Episodes: who is told what, and how it is laid out as tensors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import random
 import re
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from deltamem.chat_format import ChatFormat
 from deltamem.episodes import many
 from deltamem.episodes.batches import ask_tokens, read_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
-from deltamem.episodes.episode import Episode, Question, Turn, load_episodes
+from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.impersonal import impersonal
 from deltamem.episodes.many import make_episodes
 from deltamem.episodes.numbers import numbers
@@ -335,44 +334,6 @@ def test_values_that_fit_are_split_and_mentioned_in_small_talk(people: Synthetic
 def test_facts_are_told_together_as_often_as_is_asked(people: SyntheticPeople) -> None:
     alone, one = (everything(people, Difficulty(together=share), facts=3) for share in (0.0, 1.0))
     assert {len(e.history) for e in alone} == {3} and {len(e.history) for e in one} == {1}
-
-
-# One's own data
-
-
-def lines(path: Path, *values: Any) -> Path:
-    path.write_text("\n".join(v if isinstance(v, str) else json.dumps(v) for v in values))
-    return path
-
-
-def message(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
-
-
-CHAT = [message("user", "a"), message("assistant", "b"), message("user", "c"), message("assistant", "d")]
-
-
-def test_chats_are_read_from_json_lines(tmp_path: Path) -> None:
-    path = lines(tmp_path / "x.jsonl", {"messages": [message("system", "s"), *CHAT]}, "", {"messages": CHAT})
-    assert load_episodes(path) == [Episode((Turn("a", "b"),), (Question("c", "d"),))] * 2
-
-
-@pytest.mark.parametrize(
-    ("bad", "match"),
-    [
-        ("{", "not JSON"),
-        ({"text": "x"}, "expected"),
-        ({"messages": [{"role": "user"}]}, "expected"),
-        ({"messages": CHAT[:3]}, "must end with a question and its answer"),
-        ({"messages": CHAT[2:]}, "at least two turns"),
-        ({"messages": [CHAT[1], CHAT[0], *CHAT[2:]]}, "take turns"),
-        ("[" * 5000, "not JSON"),
-    ],
-)
-def test_wrong_lines_are_named(tmp_path: Path, bad: Any, match: str) -> None:
-    path = lines(tmp_path / "x.jsonl", {"messages": CHAT}, bad)
-    with pytest.raises(DataError, match=rf"x\.jsonl, line 2: .*{match}"):
-        load_episodes(path)
 
 
 def test_a_value_that_stands_within_a_longer_one_is_not_told_there(tokenizer: Any) -> None:
