@@ -103,8 +103,8 @@ def train(run: Run, bank: Bank, few: Bank | None, options: argparse.Namespace) -
         fresh.detach()
     # A bank is of one sort of keys, whatever a run begins with.
     given = {name: getattr(run.config, name) for name in KEYS_OF}
-    given |= {"base_queries": run.recipe.new_keys, "learned_erase": run.recipe.fit_erase}
-    given |= {"joint_gate": run.recipe.joint_steps > 0}
+    recipe = run.recipe
+    given |= {"base_queries": recipe.new_keys, "learned_erase": recipe.fit_erase, "joint_gate": recipe.joint_steps > 0}
     keys = DeltaMemConfig(keys="pair", base_state=True, **given)
 
     def attach(model: Any) -> DeltaMemory:

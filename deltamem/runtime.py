@@ -233,7 +233,7 @@ class Runtime:
                 layer.reads = layer.reads.detach()
             else:
                 state = self._run(layer, entry, hidden)
-            if self._joint_gate:
+            if self._joint_gate and not entry.call.mute:
                 layer.joint = layer.weights.joint_logit(hidden)
         if entry.call.mute:
             layer.reads = None

@@ -149,6 +149,11 @@ class Recipe:
         others = self.steps, self.key_steps, self.say_steps, self.gate_steps, self.read_steps, self.joint_steps
         return self.fit_erase and not any(others)
 
+    @property
+    def ends_on_places(self) -> bool:
+        """Whether a run needs its places once its steps are over, or has no steps of that kind at all."""
+        return bool(self.joint_steps or self.read_steps or not self.steps)
+
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""
         if self.keep_writing and name.startswith(("memory_k", "memory_v", "beta", "lambda", "erase")):

@@ -169,8 +169,7 @@ class Trainer:
                 self.passes, self.people, recipe.reply_tokens, recipe.seed, self.directory, self._preparing
             )
         step = TrainingStep(self.passes, recipe, ordinary, self.team)
-        to_learn = max(recipe.read_steps, recipe.joint_steps)
-        to_finish = self._last_layer and (to_learn > 0 or not recipe.steps) and not self.finished
+        to_finish = self._last_layer and recipe.ends_on_places and not self.finished
         cached = self._cached_step(ordinary) if self.step < recipe.cached_steps or to_finish else None
         for group in self.optimizer.param_groups:
             for parameter in group["params"]:
@@ -216,7 +215,7 @@ class Trainer:
                 self._fit(self.passes.memory, places, recipe.seed, self._preparing)
             fit_alone(self.passes, places, recipe, self._preparing)
         step = PlacesStep(self.passes, recipe, places, self.team)
-        self._places = step.bank if recipe.read_steps or recipe.joint_steps or not recipe.steps else None
+        self._places = step.bank if recipe.ends_on_places else None
         if self.step < recipe.cached_steps:
             step.draw_ahead(self.step, self._workers)
         return step

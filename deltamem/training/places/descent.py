@@ -53,6 +53,11 @@ def descend(
             report(what, step / steps)
 
 
+def some_of(there: int, count: int, generator: torch.Generator) -> Tensor:
+    """Numbers of some of so many, (count,); none where there are none."""
+    return torch.randint(max(1, there), (count if there else 0,), generator=generator)
+
+
 def noisy(hidden: Tensor, spread: Tensor, generator: torch.Generator) -> Tensor:
     """Hidden states (layers, n, hidden size) with uniform noise, in each layer by its `spread` (layers, 1, 1)."""
     noise = (torch.rand(hidden.shape[1:], generator=generator) - 0.5) * math.sqrt(12)

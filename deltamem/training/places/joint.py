@@ -15,7 +15,7 @@ from torch import Tensor
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.descent import descend, noisy
+from deltamem.training.places.descent import descend, noisy, some_of
 from deltamem.training.warm_start import delta_layers
 
 _OPENINGS, _OPENING_BEGINS, _PLACES = 64, 192, 256
@@ -82,6 +82,5 @@ def fit_joint_gate(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, r
 
 def _any(hidden: Tensor, count: int, generator: torch.Generator, among: Tensor | None = None) -> Tensor:
     """Some of hidden states (layers, n, hidden size), of those numbered `among`; none where there are none."""
-    there = hidden.shape[1] if among is None else len(among)
-    some = torch.randint(max(1, there), (count if there else 0,), generator=generator)
+    some = some_of(hidden.shape[1] if among is None else len(among), count, generator)
     return hidden[:, (some if among is None else among[some]).to(hidden.device)]

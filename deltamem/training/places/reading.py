@@ -5,7 +5,8 @@ there is is drawn beside places of histories. The reply to a statement comes whe
 just left in the state is found at once, so those are drawn with it. Nothing that is written is touched: a state means
 what it meant. Histories are drawn anew in each step, with any word of the bank's told in them. Held to what was said of
 a few thousand facts alone, queries found values that were in no bank less often (benchmarks/places.md). In the same
-steps read gates are shut in ordinary talk, and what is said in it is held to what the frozen backbone says.
+steps read gates are shut in ordinary talk, if no joint gate does that for all layers (`joint.py`), and what is said in
+it is held to what the frozen backbone says.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from deltamem.evaluation.ordinary import divergence
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.among import some_among
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.descent import descend, noisy
+from deltamem.training.places.descent import descend, noisy, some_of
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
 from deltamem.training.warm_start import delta_layers
@@ -169,8 +169,8 @@ class Saying:
         # Right after a value, its own is what is read again.
         again = [tokens[int(torch.randint(len(tokens), (), generator=generator))] for _, tokens in rest]
         places = torch.tensor([*asked, *untold, *(place for place, _ in rest), *unknown], dtype=torch.long)
-        openings = _any(bank.openings.shape[1], _OPENINGS, generator)
-        idle = _any(bank.idle.shape[1], _IDLE, generator)
+        openings = some_of(bank.openings.shape[1], _OPENINGS, generator)
+        idle = some_of(bank.idle.shape[1], _IDLE, generator)
         hidden = torch.cat([bank.places[:, places], bank.openings[:, openings], bank.idle[:, idle]], dim=1)
         can_be_read = torch.cat([*told, bank.told[:, again]], dim=1)
         own = torch.zeros(hidden.shape[1], can_be_read.shape[1])
@@ -225,13 +225,8 @@ class Saying:
         return places.residuals.to(device) + stacked.added(hidden, reads)
 
 
-def _any(there: int, count: int, generator: torch.Generator) -> Tensor:
-    """Some of so many, none where there are none."""
-    return torch.randint(max(1, there), (count if there else 0,), generator=generator)
-
-
 def _some(there: Sequence[T], count: int, generator: torch.Generator) -> list[T]:
-    return [there[i] for i in _any(len(there), count, generator).tolist()]
+    return [there[i] for i in some_of(len(there), count, generator).tolist()]
 
 
 def fit_saying(memory: DeltaMemory, saying: Saying, steps: int, seed: int = 0, report: Report | None = None) -> None:
