@@ -134,6 +134,8 @@ def chosen_preset(options: TrainOptions) -> Any:
     if recipe.get("fit_erase"):
         changed["learned_erase"] = True
     if changed.get("corrections") == "own":
+        if recipe.get("joint_steps"):
+            raise DataError("--joint-steps teach a gate of all layers at once, and --corrections own has none")
         recipe["joint_steps"], changed["joint_gate"] = 0, False  # no layer can wait for the others
     elif "joint_steps" in recipe or options.start is not None:
         changed["joint_gate"] = bool(recipe.get("joint_steps"))

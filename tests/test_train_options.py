@@ -35,6 +35,7 @@ def options_of(**asked: Any) -> TrainOptions:
         ("x", {}, {"steps": 0, "read_steps": 0}, "leaves nothing to train"),
         ("x", {}, {"joint_steps": 5, "ordinary": 0}, "on ordinary talk"),
         (None, {}, {"ordinary": 0}, "on ordinary talk"),
+        (None, {"corrections": "own", "keys": "own"}, {"joint_steps": 5}, "--corrections own has none"),
     ],
 )
 def test_what_can_not_be_trained_is_refused(start: Any, config: Any, recipe: Any, said: str) -> None:
@@ -63,11 +64,12 @@ def test_the_gate_of_all_layers_comes_with_its_steps() -> None:
 
     assert gated(last, joint_steps=5) and not gated(last) and not gated(last, joint_steps=0)
     assert gated(last | {"joint_gate": True}), "an adapter keeps it"
-    assert not gated({"rank": 64, "rankwise_gates": False}, joint_steps=5), "no layer can wait for the others"
+    with pytest.raises(DataError, match="--joint-steps"):
+        gated({"rank": 64, "rankwise_gates": False}, joint_steps=5)  # no layer can wait for the others
     assert chosen_preset(
         options_of(start="x", recipe={"steps": 0, "read_steps": 0, "joint_steps": 5})
     ).recipe.joint_steps
-    own = chosen_preset(options_of(config={"corrections": "own", "keys": "own"}, recipe={"joint_steps": 5}))
+    own = chosen_preset(options_of(config={"corrections": "own", "keys": "own"}))
     assert not own.config.joint_gate and not own.recipe.joint_steps
 
 

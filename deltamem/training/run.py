@@ -145,11 +145,12 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
     when they are fitted. Corrections weigh what they did with any rank.
 
     Raises:
-        DataError: the heads that are wanted are not those that there are and as many beside each, or the rank is
-            smaller, or can't be larger.
+        DataError: the heads that are wanted are not those that there are and as many beside each, the rank is
+            smaller, or can't be larger, or a joint gate is wanted where every layer has corrections of its own.
     """
     given = {name: getattr(wanted, name) or getattr(memory.config, name) for name in EXTENSIONS}
-    given["joint_gate"] = given["joint_gate"] and memory.config.corrections == "last"
+    if wanted.joint_gate and memory.config.corrections != "last":
+        raise DataError("--joint-steps need an adapter whose corrections go to the last layer, and this one's do not")
     given["own_share"] = wanted.own_share if wanted.own_share != 1 else memory.config.own_share
     given["fading"] = wanted.fading or memory.config.fading
     heads, had = wanted.num_state_heads, memory.config.num_state_heads
