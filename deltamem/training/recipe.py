@@ -50,8 +50,9 @@ class Recipe:
         gate_steps: steps in which write gates, and then read gates, alone learn to be open on all tokens of a value,
             after those.
         fit_erase: fit what is erased, after those, in closed form (`DeltaMemConfig.learned_erase`).
-        read_steps: steps in which queries, read gates and the base state alone learn how replies begin and to read what
-            is written, after all others, where corrections go to the last layer.
+        read_steps: steps in which queries, read gates, corrections and the base state alone learn how replies begin, to
+            read what is written and not to take what is close to it for it, after all others, where corrections go to
+            the last layer.
         joint_steps: steps in which the joint gate, if there is one, alone learns where to read, after all but those.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
             the last layer; the rest goes on.

@@ -49,7 +49,7 @@ _REST = 3
 """One place outside of values for so many in them."""
 
 
-class _Token(NamedTuple):
+class Token(NamedTuple):
     """A token of a history: numbers of the told token its key and gates are from, of the one its value is from, and of
     what it is about.
     """
@@ -92,6 +92,9 @@ class Drawing:
     Args:
         bank: what there is.
         near: of a relation, those nearest to it (`nearest`).
+
+    Attributes:
+        first_places: of a topic, the places where values of it begin.
     """
 
     def __init__(self, bank: Bank, near: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
@@ -103,10 +106,10 @@ class Drawing:
         # Where the statement itself stands before it, what is to be said hangs on that one statement.
         self._apart = [fact for fact in bank.facts if not fact.noted]
         self._stated = [fact for fact in bank.facts if fact.noted]
-        firsts = ((fact.topic, self._first(fact)) for fact in self._apart)
-        self._first_places = grouped((topic, first) for topic, first in firsts if first is not None)
+        firsts = ((fact.topic, self.first_place(fact)) for fact in self._apart)
+        self.first_places = grouped((topic, first) for topic, first in firsts if first is not None)
         # They can be asked for where another about the same is, and nowhere else.
-        self._stock = [fact for fact in bank.stock if fact.topic in self._first_places]
+        self._stock = [fact for fact in bank.stock if fact.topic in self.first_places]
         every = [*bank.facts, *self._stock]
         self._numbers = {topic: n for n, topic in enumerate(sorted({f.topic for f in every}))}
         # What is asked for in the reply to a statement may be of two facts, of which each token tells one.
@@ -125,7 +128,7 @@ class Drawing:
             if self._ids[token] == begins
         )
         self._to_ask = grouped((f.topic.relation, f) for f in (*self._apart, *bank.unknown))
-        found = [t for t in self._first_places if self._numbers[t] in self._beginnings]
+        found = [t for t in self.first_places if self._numbers[t] in self._beginnings]
         self._sorts = [ts for ts in grouped((sort_of(t.relation), t) for t in found).values() if len(ts) >= _SORT]
         self._topics = found
         self._begins = {t for some in self._beginnings.values() for t in some}
@@ -158,7 +161,7 @@ class Drawing:
             unknown: chance, per fact told, that something never told is asked about.
             places: about so many of those that are part of a value.
         """
-        told: list[list[_Token]] = []
+        told: list[list[Token]] = []
         asked: list[tuple[int, int, int]] = []
         for row in range(count):
             chosen = self._facts(rng, facts)
@@ -166,9 +169,9 @@ class Drawing:
             shares = [(fact, _CORRECTED if fact.corrects else _TOLD_TWICE) for fact in chosen]
             before = [rng.choice(self._same[f.topic]) for f, share in shares if rng.random() < share]
             swapped = [self._swaps(rng, fact) for fact in chosen]
-            told.append([_Token(t, t, self._about(f, t)) for f in before for t in f.told])
+            told.append([Token(t, t, self.about(f, t)) for f in before for t in f.told])
             for fact, swaps in zip(chosen, swapped, strict=True):
-                told[-1] += [_Token(t, swaps.get(self._ids[t], t), self._about(fact, t)) for t in fact.told]
+                told[-1] += [Token(t, swaps.get(self._ids[t], t), self.about(fact, t)) for t in fact.told]
             # Among others, what is told before its topic can't be found by it; asking would teach keys to fit anything.
             findable = [i for i, fact in enumerate(chosen) if not fact.early or facts <= _FEW] or range(len(chosen))
             for i in findable:
@@ -180,24 +183,24 @@ class Drawing:
         rest = [a for a in asked if not self._value[a[1]]]
         values = rng.sample(values, min(len(values), places))
         rest = rng.sample(rest, min(len(rest), places // _REST))
-        return self._laid_out(rng, told, values + rest)
+        return self.laid_out(rng, told, values + rest)
 
     def statements(self, rng: random.Random, facts: int, count: int) -> Drawn:
         """`count` histories of `facts` facts and a statement after them, and the places of the reply to that.
 
         It asks for nothing where the bank has no statements (`Fact.noted`).
         """
-        told: list[list[_Token]] = []
+        told: list[list[Token]] = []
         asked: list[tuple[int, int, int]] = []
         for row in range(count if self._stated else 0):
             stated = rng.choice(self._stated)
             chosen = [*self._facts(rng, facts), stated] if facts else [stated]
-            told.append([_Token(t, t, self._about(fact, t)) for fact in chosen for t in fact.told])
+            told.append([Token(t, t, self.about(fact, t)) for fact in chosen for t in fact.told])
             asked += [(row, place, self._targets[place]) for place in stated.asked]
-        return self._laid_out(rng, told, asked)
+        return self.laid_out(rng, told, asked)
 
-    def _about(self, fact: Fact, token: int) -> int:
-        """A number for what a told token of a fact is about."""
+    def about(self, fact: Fact, token: int) -> int:
+        """A number for what a told token of a fact is about (`Drawn.about`)."""
         return self._about_own.get(token, self._numbers[fact.topic])
 
     def apart(self, rng: random.Random, count: int) -> Tensor:
@@ -213,7 +216,7 @@ class Drawing:
         others = rng.sample(self._topics, min(count // 2, len(self._topics)))
         topics = list(dict.fromkeys([*some, *others]))
         told = [rng.choice(self._beginnings[self._numbers[topic]]) for topic in topics]
-        asked = [rng.choice(self._first_places[topic]) for topic in topics]
+        asked = [rng.choice(self.first_places[topic]) for topic in topics]
         return torch.tensor([told, asked], dtype=torch.long)
 
     def _facts(self, rng: random.Random, count: int) -> list[Fact]:
@@ -283,18 +286,18 @@ class Drawing:
         if fact.noted or (begins := self._begins_with(fact)) is None:
             return asked
         said = self._ids[swaps[begins]] if begins in swaps else begins
-        others = rng.choices(self._first_places[fact.topic], k=_CROSSED)
+        others = rng.choices(self.first_places[fact.topic], k=_CROSSED)
         return asked + [(row, p, said) for p in others]
 
     def _begins_with(self, fact: Fact) -> int | None:
         """Id of its value's first token in a reply."""
         if not fact.asked:
             return self._ids[fact.told[0]]
-        first = self._first(fact)
+        first = self.first_place(fact)
         return None if first is None else self._targets[first]
 
-    def _first(self, fact: Fact) -> int | None:
-        """The place where its value begins."""
+    def first_place(self, fact: Fact) -> int | None:
+        """The place where its value begins, if it is asked for."""
         return next((p for p in fact.asked if self._value[p] and p not in self._later), None)
 
     def _never_told(self, rng: random.Random, row: int, topics: set[Topic]) -> list[tuple[int, int, int]]:
@@ -310,17 +313,16 @@ class Drawing:
             if fact.topic not in topics:
                 if not fact.told:
                     return [(row, place, self._targets[place]) for place in fact.asked]
-                first = self._first(fact)
+                first = self.first_place(fact)
                 return [] if first is None else [(row, first, bank.unsaid)]
         return []
 
-    def _other(self, rng: random.Random, token: _Token) -> int:
+    def _other(self, rng: random.Random, token: Token) -> int:
         some = self._beginnings.get(token.about)
         return rng.choice(some) if some and token.told in self._begins else token.told
 
-    def _laid_out(
-        self, rng: random.Random, told: Sequence[list[_Token]], asked: Sequence[tuple[int, int, int]]
-    ) -> Drawn:
+    def laid_out(self, rng: random.Random, told: Sequence[list[Token]], asked: Sequence[tuple[int, int, int]]) -> Drawn:
+        """A batch of histories of `told` tokens, and of what is `asked`: the history, the place and the target."""
         length = max([1, *map(len, told)])
         numbers = torch.zeros(5, len(told), length, dtype=torch.long)
         for row, tokens in enumerate(told):

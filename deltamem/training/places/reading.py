@@ -1,12 +1,13 @@
-"""How memory is read, trained on its own after everything else: queries, read gates and the base state.
+"""How memory is read, trained on its own after all else: queries, read gates, corrections and the base state.
 
 What a reply begins with hangs on the question alone, and there are more ways to ask than any bank holds, so every one
 there is is drawn beside places of histories. The reply to a statement comes when that has been written, and what it has
 just left in the state is found at once, so those are drawn with it. Nothing that is written is touched: a state means
 what it meant. Histories are drawn anew in each step, with any word of the bank's told in them. Held to what was said of
-a few thousand facts alone, queries found values that were in no bank less often (benchmarks/places.md). In the same
-steps read gates are shut in ordinary talk, if no joint gate does that for all layers (`joint.py`), and what is said in
-it is held to what the frozen backbone says.
+a few thousand facts alone, queries found values that were in no bank less often (benchmarks/places.md). What is close
+to what was told, and was not told itself, is asked for beside it (`close.py`): which layers tell the two apart is for
+queries and corrections to learn. In the same steps read gates are shut in ordinary talk, if no joint gate does that for
+all layers (`joint.py`), and what is said in it is held to what the frozen backbone says.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from deltamem.evaluation.ordinary import divergence
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.among import Among, some_among
 from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.close import Close, expected_at
 from deltamem.training.places.descent import descend, noisy
-from deltamem.training.places.draw import Drawing
+from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.nearness import nearest
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.states import states_of
@@ -38,6 +40,8 @@ _BEFORE = (0, 0, 1, 4, 8)
 """Facts told before a statement whose reply is looked at."""
 _STATEMENTS = 24
 """Of those in a step."""
+_CLOSE_ROWS = 48
+"""Histories in a step of which what is close to what was told is asked for as well."""
 _UNKNOWN = 0.5
 """Chance, per fact told, that something never told is asked for."""
 _EMPTY = 0.3
@@ -53,6 +57,8 @@ _BEGUN, _STATED, _SAID, _KEPT, _QUIET, _ALONE = 1.5, 1.5, 1.0, 1.0, 8.0, 2.0
 """Weights: of how replies begin, of replies to statements, of what is to be said of what was told, of what was said of
 it before, and of read gates and of what is said in ordinary talk.
 """
+_CLOSE_TOLD, _CLOSE_NOT_TOLD = 1.5, 1.0
+"""Weights of what was told and of what was not, where one is close to the other."""
 _MARGIN = 0.5
 """Logits that a gate which is to be shut is to be below its floor."""
 _RATES = {
@@ -61,13 +67,14 @@ _RATES = {
     "read_gate_proj": 3.0,
     "read_gate_bias": 3.0,
     "base_state": 4.0,
+    "delta_o_proj": 1.0,
 }
 """Of what is trained, relative to other fits."""
 _CLIP = 5.0
 
 
 def fit_reading(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
-    """Train W_q, the read gates and the base state.
+    """Train W_q, the read gates, D_o and the base state.
 
     Args:
         memory: whose adapter is changed; its corrections go to the last layer.
@@ -95,8 +102,10 @@ class Asking:
     def __init__(self, memory: DeltaMemory, bank: Bank, seed: int = 0) -> None:
         self._memory, self._bank, self._tail = memory, bank, Tail(memory)
         self._generator, self._rng = torch.Generator().manual_seed(seed), random.Random(seed)
-        self._drawing = Drawing(bank, nearest(bank))
+        near = nearest(bank)
+        self._drawing = Drawing(bank, near)
         self._before = Stacked([copy.deepcopy(layer).requires_grad_(False) for layer in delta_layers(memory)])
+        self._close = Close(self._drawing, bank, near, expected_at(self._drawing, bank, self._tail))
         self._spread = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._begun_with = torch.unique(bank.opening_targets)
         self._idle_begins = bank.idle_begins.nonzero()[:, 0]
@@ -104,9 +113,9 @@ class Asking:
         self._shut = math.log(floor / (1 - floor)) - _MARGIN if floor else 0.0
 
     def loss(self) -> Tensor:
-        """Of one step: cross-entropy where replies begin, in those to statements and of what was told, the KL to what
-        was said of it before, and, in ordinary talk, how far read gates are from being shut and the KL to the frozen
-        backbone.
+        """Of one step: cross-entropy where replies begin, in those to statements, of what was told and of what is close
+        to it, the KL to what was said before, and, in ordinary talk, how far read gates are from being shut and the KL
+        to the frozen backbone.
         """
         bank, now = self._bank, Stacked(delta_layers(self._memory))
         drawn = self._drawing.histories(self._rng, self._rng.choice(_FACTS), _ROWS, _UNKNOWN, _PLACES)
@@ -127,20 +136,32 @@ class Asking:
             was = self._said(self._before, *asked)
         loss = loss + _SAID * F.cross_entropy(found, among.numbers(drawn.targets))
         loss = loss + _KEPT * divergence(found, was) / len(found)
-        loss = loss + _STATED * self._stated(now)
+        loss = loss + _STATED * self._stated(now) + self._of_close(now)
         return loss + self._in_ordinary_talk(now, some_told, among) if bank.idle.shape[1] else loss
 
     def _stated(self, now: Stacked) -> Tensor:
         """Cross-entropy of replies to statements, which were written when they are replied to."""
         # Openings know nothing of that: after "Got it." a query finds the value that was just told, and says it there.
         drawn = self._drawing.statements(self._rng, self._rng.choice(_BEFORE), _STATEMENTS)
-        if not len(drawn.places):
+        return self._each(now, drawn).mean() if len(drawn.places) else torch.zeros((), device=now.device)
+
+    def _of_close(self, now: Stacked) -> Tensor:
+        """Cross-entropy of what was told and of what is close to it and was not."""
+        drawn = self._close.histories(self._rng, _CLOSE_ROWS)
+        if drawn is None:
             return torch.zeros((), device=now.device)
+        each = self._each(now, drawn)
+        unsaid = (drawn.targets == self._bank.unsaid).to(each.device)
+        weights = torch.where(unsaid, _CLOSE_NOT_TOLD / unsaid.sum().clamp_min(1), _CLOSE_TOLD / (~unsaid).sum())
+        return (weights * each).sum()
+
+    def _each(self, now: Stacked, drawn: Drawn) -> Tensor:
+        """Cross-entropy at each place that was drawn, (P,)."""
         states = states_of(self._before, self._bank, drawn)
         among = self._among(drawn.targets)
         hidden = noisy(self._bank.places[:, drawn.places], self._spread, self._generator)
         said = self._said(now, hidden, self._bank.residuals[drawn.places], states, drawn.rows, among)
-        return F.cross_entropy(said, among.numbers(drawn.targets))
+        return F.cross_entropy(said, among.numbers(drawn.targets), reduction="none")
 
     def _in_ordinary_talk(self, now: Stacked, states: Tensor, among: Among) -> Tensor:
         bank, begins = self._bank, round(_IDLE_BEGINS * _IDLE)

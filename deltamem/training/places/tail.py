@@ -37,6 +37,12 @@ class Tail:
             )
 
     @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        device: torch.device = self._model.get_output_embeddings().weight.device
+        return device
+
+    @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
         return len(self._model.get_output_embeddings().weight)
