@@ -101,6 +101,9 @@ def train_adapter(
     rest_weight: Annotated[float | None, typer.Option(help="Of an answer's other tokens.")] = None,
     addressing_weight: Annotated[float | None, typer.Option(help="Of questions finding what was told.")] = None,
     spread: Annotated[float | None, typer.Option(help="Within that, of keys lying apart.")] = None,
+    close_weight: Annotated[
+        float | None, typer.Option(min=0, help="Of telling a brother from a sister that was told (places).")
+    ] = None,
     ordinary: Annotated[int | None, typer.Option(min=0, help="Ordinary questions per step.")] = None,
     ordinary_weight: Annotated[float | None, typer.Option(help="Of leaving them alone.")] = None,
     distill_weight: Annotated[float | None, typer.Option(help="Of the backbone with the history in context.")] = None,
@@ -229,6 +232,7 @@ def train_adapter(
         "rest_weight": rest_weight,
         "addressing_weight": addressing_weight,
         "spread": spread,
+        "close_weight": close_weight,
         "ordinary": ordinary,
         "ordinary_weight": ordinary_weight,
         "distill_weight": distill_weight,

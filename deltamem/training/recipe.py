@@ -39,6 +39,8 @@ class Recipe:
         spread: weight, within it, of the overlap between keys of different facts.
         apart_weight: weight of queries finding their own key and none of those of others of its sort, where corrections
             go to the last layer.
+        close_weight: weight of telling what was told from what is close to it and was not told (`places/close.py`), in
+            steps on places and in those of reading, where corrections go to the last layer.
         cached_steps: how many of the steps, the first ones, are on hidden states of the frozen backbone that are worked
             out once (`training/cached`).
         bank: turns with facts that those draw from. A turn takes 1.5 MB with 26 layers of smollm2-135m: 12,000 of them
@@ -50,9 +52,9 @@ class Recipe:
         gate_steps: steps in which write gates, and then read gates, alone learn to be open on all tokens of a value,
             after those.
         fit_erase: fit what is erased, after those, in closed form (`DeltaMemConfig.learned_erase`).
-        read_steps: steps in which queries, read gates, corrections and the base state alone learn how replies begin, to
-            read what is written and not to take what is close to it for it, after all others, where corrections go to
-            the last layer.
+        read_steps: steps in which queries, read gates, the base state and, with a `close_weight`, corrections alone
+            learn how replies begin and to read what is written, after all others, where corrections go to the last
+            layer.
         joint_steps: steps in which the joint gate, if there is one, alone learns where to read, after all but those.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
             the last layer; the rest goes on.
@@ -110,6 +112,7 @@ class Recipe:
     addressing_weight: float = 1.0
     spread: float = 2.0
     apart_weight: float = 0.0
+    close_weight: float = 0.0
     cached_steps: int = 0
     bank: int = 4000
     stock: int = 0

@@ -190,7 +190,14 @@ class Trainer:
             if recipe.joint_steps and self.passes.memory.config.joint_gate:
                 fit_joint_gate(self.passes.memory, self._places, recipe.joint_steps, recipe.seed, self._preparing)
             if recipe.read_steps:
-                fit_reading(self.passes.memory, self._places, recipe.read_steps, recipe.seed, self._preparing)
+                fit_reading(
+                    self.passes.memory,
+                    self._places,
+                    recipe.read_steps,
+                    recipe.seed,
+                    self._preparing,
+                    recipe.close_weight,
+                )
             self.finished = True
         if self.step % recipe.save_every or self.finished:
             self.save()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from deltamem.episodes.passes import Passes
-from deltamem.training.places import close, reading
+from deltamem.training.places import close, lots, reading
 from deltamem.training.places.bank import Bank
 from deltamem.training.places.close import Close, expected_at
 from deltamem.training.places.draw import Drawing
@@ -18,7 +18,10 @@ from deltamem.training.places.reading import fit_reading
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.start import start_from
 from deltamem.training.places.states import states_of
+from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.tail import Tail
+from deltamem.training.recipe import Recipe
+from deltamem.training.team import Team
 from deltamem.training.warm_start import delta_layers
 from tests.places.test_nearness import NEAR, of_each
 
@@ -27,7 +30,6 @@ def test_what_was_told_is_asked_for_beside_what_is_close_and_was_not(bank: Bank)
     both = of_each(bank, ("", "Anna"))
     topics = [fact.topic for fact in both.facts]
     drawn = Close(Drawing(both), both, NEAR, set()).histories(random.Random(0), 60)
-    assert drawn is not None
     never_told, beside = 0, 0
     for place, row, target in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True):
         told = [topics[t] for t in drawn.told[row][drawn.valid[row]].tolist()]
@@ -41,14 +43,14 @@ def test_what_was_told_is_asked_for_beside_what_is_close_and_was_not(bank: Bank)
             assert target in both.told_ids[said]
     assert never_told > 20 and beside > 20
     assert {t.relation for t in (topics[n] for n in drawn.told[drawn.valid].tolist())} == set(NEAR)
-    assert Close(Drawing(both), both, {}, set()).histories(random.Random(0), 5) is None, "nothing is near anything"
+    alone = Close(Drawing(both), both, {}, set()).histories(random.Random(0), 5)
+    assert not len(alone.places), "nothing is near anything"
 
 
 def test_facts_are_told_most_whose_values_the_backbone_expects(bank: Bank) -> None:
     both = of_each(bank, ("", "Anna"))
     expected = {fact.asked[0] for fact in both.facts if fact.topic.owner == "Anna"}
     drawn = Close(Drawing(both), both, NEAR, expected).histories(random.Random(0), 80)
-    assert drawn is not None
     owners = [both.facts[t].topic.owner for t in drawn.told[drawn.valid].tolist()]
     assert 0.8 < owners.count("Anna") / len(owners) < 1
 
@@ -83,12 +85,9 @@ def test_reading_learns_that_what_is_close_was_not_told(
 
     def left(weight: float) -> float:
         """Cross-entropy of what was not told after steps in which what is close has this weight."""
-        monkeypatch.setattr(reading, "_CLOSE_TOLD", weight)
-        monkeypatch.setattr(reading, "_CLOSE_NOT_TOLD", weight)
         passes.memory.adapter.load_state_dict(there)
-        fit_reading(passes.memory, whole, 100)
+        fit_reading(passes.memory, whole, 100, close_weight=weight)
         drawn = Close(Drawing(whole), whole, NEAR, set()).histories(random.Random(1), 60)
-        assert drawn is not None
         at, rows = (numbers[drawn.targets == whole.unsaid] for numbers in (drawn.places, drawn.rows))
         now, tail = Stacked(delta_layers(passes.memory)), Tail(passes.memory)
         with torch.no_grad():
@@ -97,3 +96,35 @@ def test_reading_learns_that_what_is_close_was_not_told(
         return float(F.cross_entropy(logits, torch.full_like(at, whole.unsaid)))
 
     assert left(2.0) < 0.9 * left(0.0)
+    after = passes.memory.adapter.state_dict()
+    assert all(torch.equal(after[name], there[name]) for name in there if "_k_" in name or "_v_" in name)
+
+
+def test_steps_on_places_learn_it_with_the_keys(passes: Passes, bank: Bank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lots, "nearest", lambda _bank: NEAR)
+    whole = of_each(bank)
+    recipe = Recipe(cached_questions=40, cached_facts=4, close_weight=10.0, ordinary_weight=0.0, seed=2)
+    step = PlacesStep(passes, recipe, whole, Team(cpu=True))
+    passes.memory.adapter.requires_grad_(True)
+    optimizer = torch.optim.Adam(passes.memory.adapter.parameters(), lr=1e-2)
+    found = []
+    for number in range(40):
+        optimizer.zero_grad()
+        found.append(step.backward(number))
+        optimizer.step()
+    first, last = (sum(f["close"] + f["never"] for f in some) for some in (found[:5], found[-5:]))
+    assert last < 0.95 * first, "so small a backbone learns little of it"
+
+    def of_keys(weight: float) -> torch.Tensor:
+        passes.memory.adapter.zero_grad()
+        PlacesStep(passes, replace(recipe, close_weight=weight), whole, Team(cpu=True)).backward(0)
+        grad = delta_layers(passes.memory)[0].memory_k_proj.grad
+        assert grad is not None
+        return grad.clone()
+
+    assert not torch.allclose(of_keys(10.0), of_keys(0.0), rtol=1e-2)
+    weighed = PlacesStep(passes, replace(recipe, close_weight=12.0), whole, Team(cpu=True)).backward(0)
+    plain = PlacesStep(passes, recipe, whole, Team(cpu=True)).backward(0)
+    assert weighed["loss"] - plain["loss"] == pytest.approx(2 * (1.5 * plain["close"] + plain["never"]), rel=1e-3)
+    without = PlacesStep(passes, replace(recipe, close_weight=0.0), whole, Team(cpu=True)).backward(0)
+    assert "close" not in without and without["loss"] < plain["loss"]

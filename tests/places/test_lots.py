@@ -13,11 +13,11 @@ from deltamem.training.places.bank import Bank, part_of
 from deltamem.training.places.lots import Ahead, Lot, Lots
 from deltamem.training.recipe import Recipe
 
-RECIPE = Recipe(cached_questions=24, cached_facts=16, apart_weight=0.5, seed=3)
+RECIPE = Recipe(cached_questions=24, cached_facts=16, apart_weight=0.5, close_weight=0.5, seed=3)
 
 
 def numbers(lot: Lot) -> list[Any]:
-    return [*vars(lot.drawn).values(), lot.others, lot.openings, lot.idle, lot.apart]
+    return [*vars(lot.drawn).values(), *vars(lot.close).values(), lot.others, lot.openings, lot.idle, lot.apart]
 
 
 def test_processes_draw_what_is_drawn_here(bank: Bank) -> None:

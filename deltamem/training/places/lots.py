@@ -16,8 +16,10 @@ from torch import Tensor
 
 from deltamem.processes import beside
 from deltamem.training.places.bank import Bank
+from deltamem.training.places.close import Close, expected_at
 from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.nearness import nearest
+from deltamem.training.places.tail import Tail
 from deltamem.training.recipe import Recipe
 
 _LOOKED_AT = 128
@@ -33,6 +35,8 @@ _ROWS = 64
 the states that took the time."""
 _APART = 56
 """Topics whose keys and queries are held apart in a step."""
+_CLOSE = 5
+"""One history of what is close to each other for so many questions."""
 _FACTS = (1, 2, 4, 4, 8, 8, 16, 32)
 """How many are told in a history, each as often as it stands here."""
 
@@ -45,11 +49,13 @@ class Lot(NamedTuple):
         others: numbers of tokens that tell nothing.
         openings: numbers of places where replies begin.
         idle: numbers of places in ordinary talk.
+        close: histories of what is close to each other, and the places that ask for it; none where that has no weight.
         apart: numbers (2, n) of told tokens, and of the places that ask for the same.
         seed: of the noise.
     """
 
     drawn: Drawn
+    close: Drawn
     others: Tensor
     openings: Tensor
     idle: Tensor
@@ -63,11 +69,14 @@ class Lots:
     Args:
         bank: what there is.
         recipe: how much of it a step looks at.
+        tail: of the backbone, which says what it expects; for what is close to each other, and not kept.
     """
 
-    def __init__(self, bank: Bank, recipe: Recipe) -> None:
-        numbers = bank.numbers()
-        self._recipe, self._drawing = recipe, Drawing(numbers, nearest(bank))
+    def __init__(self, bank: Bank, recipe: Recipe, tail: Tail | None = None) -> None:
+        numbers, near = bank.numbers(), nearest(bank)
+        self._recipe, self._drawing = recipe, Drawing(numbers, near)
+        expected = expected_at(self._drawing, bank, tail) if tail is not None and recipe.close_weight else set()
+        self._close = Close(self._drawing, numbers, near, expected)
         self._others, self._openings, self._idle = (
             range(hidden.shape[1]) for hidden in (numbers.other, numbers.openings, numbers.idle)
         )
@@ -94,7 +103,8 @@ class Lots:
         others = _some(rng, self._others, looked_at)
         openings = _some(rng, self._openings, recipe.cached_questions)
         apart = self._drawing.apart(rng, _APART if recipe.apart_weight else 0)
-        return Lot(drawn, _numbers(others), _numbers(openings), _numbers(idle), apart, rng.getrandbits(40))
+        close = self._close.histories(rng, recipe.cached_questions // _CLOSE if recipe.close_weight else 0)
+        return Lot(drawn, close, _numbers(others), _numbers(openings), _numbers(idle), apart, rng.getrandbits(40))
 
 
 def _some(rng: random.Random, there: Sequence[int], count: int) -> list[int]:
@@ -135,8 +145,10 @@ class Ahead:
         self._turn += 1
         *numbers, seed = pipe.recv()
         tensors = [torch.from_numpy(array) for array in numbers]
-        others, openings, idle, apart = tensors[-4:]
-        return Lot(Drawn(*tensors[:-4]), others, openings, idle, apart, seed)
+        count = len(fields(Drawn))
+        others, openings, idle, apart = tensors[2 * count :]
+        drawn, close = Drawn(*tensors[:count]), Drawn(*tensors[count : 2 * count])
+        return Lot(drawn, close, others, openings, idle, apart, seed)
 
 
 def _draw_on(lots: Lots, step: int, stride: int, pipe: Connection) -> None:
@@ -145,8 +157,8 @@ def _draw_on(lots: Lots, step: int, stride: int, pipe: Connection) -> None:
     try:
         while True:
             lot = lots.draw(step)
-            looked_at = [lot.others, lot.openings, lot.idle, lot.apart]
-            tensors = [*(getattr(lot.drawn, field.name) for field in fields(Drawn)), *looked_at]
+            drawn = [getattr(some, field.name) for some in (lot.drawn, lot.close) for field in fields(Drawn)]
+            tensors = [*drawn, lot.others, lot.openings, lot.idle, lot.apart]
             # Arrays are copied; tensors would be lent, a file descriptor each.
             pipe.send([*(tensor.numpy() for tensor in tensors), lot.seed])
             step += stride

@@ -1,13 +1,13 @@
-"""How memory is read, trained on its own after all else: queries, read gates, corrections and the base state.
+"""How memory is read, trained on its own after all else: queries, read gates and the base state.
 
 What a reply begins with hangs on the question alone, and there are more ways to ask than any bank holds, so every one
 there is is drawn beside places of histories. The reply to a statement comes when that has been written, and what it has
 just left in the state is found at once, so those are drawn with it. Nothing that is written is touched: a state means
 what it meant. Histories are drawn anew in each step, with any word of the bank's told in them. Held to what was said of
-a few thousand facts alone, queries found values that were in no bank less often (benchmarks/places.md). What is close
-to what was told, and was not told itself, is asked for beside it (`close.py`): which layers tell the two apart is for
-queries and corrections to learn. In the same steps read gates are shut in ordinary talk, if no joint gate does that for
-all layers (`joint.py`), and what is said in it is held to what the frozen backbone says.
+a few thousand facts alone, queries found values that were in no bank less often (benchmarks/places.md). In the same
+steps read gates are shut in ordinary talk, if no joint gate does that for all layers (`joint.py`), and what is said in
+it is held to what the frozen backbone says. On request, what is close to what was told and was not told itself is asked
+for beside it (`close.py`), and corrections learn as well: which layers tell the two apart is for them to weigh.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from deltamem.evaluation.ordinary import divergence
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.among import Among, some_among
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.close import Close, expected_at
+from deltamem.training.places.close import TOLD_WEIGHT, Close, expected_at
 from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.nearness import nearest
@@ -57,8 +57,6 @@ _BEGUN, _STATED, _SAID, _KEPT, _QUIET, _ALONE = 1.5, 1.5, 1.0, 1.0, 8.0, 2.0
 """Weights: of how replies begin, of replies to statements, of what is to be said of what was told, of what was said of
 it before, and of read gates and of what is said in ordinary talk.
 """
-_CLOSE_TOLD, _CLOSE_NOT_TOLD = 1.5, 1.0
-"""Weights of what was told and of what was not, where one is close to the other."""
 _MARGIN = 0.5
 """Logits that a gate which is to be shut is to be below its floor."""
 _RATES = {
@@ -67,14 +65,22 @@ _RATES = {
     "read_gate_proj": 3.0,
     "read_gate_bias": 3.0,
     "base_state": 4.0,
-    "delta_o_proj": 1.0,
 }
 """Of what is trained, relative to other fits."""
+_RATES_OF_CLOSE = {"delta_o_proj": 1.0}
+"""The same of what is trained as well where what is close has a weight."""
 _CLIP = 5.0
 
 
-def fit_reading(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
-    """Train W_q, the read gates, D_o and the base state.
+def fit_reading(
+    memory: DeltaMemory,
+    bank: Bank,
+    steps: int,
+    seed: int = 0,
+    report: Report | None = None,
+    close_weight: float = 0.0,
+) -> None:
+    """Train W_q, the read gates and the base state.
 
     Args:
         memory: whose adapter is changed; its corrections go to the last layer.
@@ -82,10 +88,12 @@ def fit_reading(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, repo
         steps: of Adam; 400 of rank 64 in 26 layers take seven minutes of one core.
         seed: of everything random.
         report: called with what is being done and the share done.
+        close_weight: of telling what was told from what is close to it; with any, D_o is trained as well.
     """
-    asking = Asking(memory, bank, seed)
+    asking = Asking(memory, bank, seed, close_weight)
+    of = _RATES | _RATES_OF_CLOSE if close_weight else _RATES
     there = dict(memory.adapter.named_parameters())
-    trained = [(w, _RATES[kind]) for name, w in there.items() if (kind := name.rpartition(".")[2]) in _RATES]
+    trained = [(w, of[kind]) for name, w in there.items() if (kind := name.rpartition(".")[2]) in of]
     weights, rates = zip(*trained, strict=True)
     descend(weights, asking.loss, steps, "learning to read", report, _CLIP, rates)
 
@@ -97,15 +105,17 @@ class Asking:
         memory: of an adapter; it is held to what that says of histories when this is made.
         bank: what its layers see.
         seed: of everything random.
+        close_weight: see `fit_reading`.
     """
 
-    def __init__(self, memory: DeltaMemory, bank: Bank, seed: int = 0) -> None:
+    def __init__(self, memory: DeltaMemory, bank: Bank, seed: int = 0, close_weight: float = 0.0) -> None:
         self._memory, self._bank, self._tail = memory, bank, Tail(memory)
         self._generator, self._rng = torch.Generator().manual_seed(seed), random.Random(seed)
         near = nearest(bank)
         self._drawing = Drawing(bank, near)
         self._before = Stacked([copy.deepcopy(layer).requires_grad_(False) for layer in delta_layers(memory)])
-        self._close = Close(self._drawing, bank, near, expected_at(self._drawing, bank, self._tail))
+        expected = expected_at(self._drawing, bank, self._tail) if close_weight else set()
+        self._close, self._close_weight = Close(self._drawing, bank, near, expected), close_weight
         self._spread = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._begun_with = torch.unique(bank.opening_targets)
         self._idle_begins = bank.idle_begins.nonzero()[:, 0]
@@ -147,13 +157,12 @@ class Asking:
 
     def _of_close(self, now: Stacked) -> Tensor:
         """Cross-entropy of what was told and of what is close to it and was not."""
-        drawn = self._close.histories(self._rng, _CLOSE_ROWS)
-        if drawn is None:
+        drawn = self._close.histories(self._rng, _CLOSE_ROWS if self._close_weight else 0)
+        if not len(drawn.places):
             return torch.zeros((), device=now.device)
-        each = self._each(now, drawn)
-        unsaid = (drawn.targets == self._bank.unsaid).to(each.device)
-        weights = torch.where(unsaid, _CLOSE_NOT_TOLD / unsaid.sum().clamp_min(1), _CLOSE_TOLD / (~unsaid).sum())
-        return (weights * each).sum()
+        each, never = self._each(now, drawn), (drawn.targets == self._bank.unsaid).to(now.device)
+        of_told = TOLD_WEIGHT * each[~never].sum() / (~never).sum().clamp_min(1)
+        return self._close_weight * (of_told + each[never].sum() / never.sum().clamp_min(1))
 
     def _each(self, now: Stacked, drawn: Drawn) -> Tensor:
         """Cross-entropy at each place that was drawn, (P,)."""

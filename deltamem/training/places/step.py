@@ -15,6 +15,7 @@ from deltamem.layer import told_of
 from deltamem.training.objective import SILENT, towards
 from deltamem.training.places.among import Among, some_among
 from deltamem.training.places.bank import Bank
+from deltamem.training.places.close import TOLD_WEIGHT
 from deltamem.training.places.draw import Drawn
 from deltamem.training.places.lots import Ahead, Lot, Lots
 from deltamem.training.places.stacked import Stacked
@@ -74,7 +75,8 @@ class PlacesStep:
 
     def __init__(self, passes: Passes, recipe: Recipe, bank: Bank, team: Team) -> None:
         self._passes, self._recipe, self._team = passes, recipe, team
-        self._lots = Lots(bank, recipe)
+        self._tail = Tail(passes.memory)
+        self._lots = Lots(bank, recipe, self._tail)
         self._ahead: Ahead | None = None
         self.bank = bank = _near(bank, passes.device)
         self._generator = torch.Generator()
@@ -83,7 +85,6 @@ class PlacesStep:
         self._noise_sizes = (_JITTER * math.sqrt(12) * spread).tolist()
         noise = torch.rand(2 * _NOISE_ROWS, bank.told.shape[-1], generator=torch.Generator().manual_seed(recipe.seed))
         self._noise = (noise - 0.5).to(passes.device)
-        self._tail = Tail(passes.memory)
         self._among: Among
         self._likely = torch.full((len(bank.idle_residuals), min(_LIKELIEST, self._tail.vocabulary)), -1)
 
@@ -118,6 +119,8 @@ class PlacesStep:
             begun = _Asked(bank.openings, bank.opening_residuals, some, rows, bank.opening_targets[some])
             every = torch.ones(len(some), dtype=torch.bool)
             loss = loss + self._said(begun, state, {"start": (every, recipe.start_weight)}, sums)
+        if len(lot.close.places):
+            loss = loss + recipe.close_weight * self._close(lot.close, sums)
         idle, quiet = self._left_alone(lot, state)
         sums["ordinary"] = float(idle.detach())
         alone = recipe.ordinary_weight * idle + recipe.silence_weight * quiet
@@ -134,7 +137,7 @@ class PlacesStep:
     def _told_apart(self, lot: Lot) -> Among:
         """What is to be said in this step, and the likeliest of ordinary talk, among others."""
         bank, device = self.bank, self._passes.device
-        said = [lot.drawn.targets, bank.opening_targets[lot.openings].cpu()]
+        said = [lot.drawn.targets, lot.close.targets, bank.opening_targets[lot.openings].cpu()]
         said.append(self._likeliest(lot.idle).flatten())
         return some_among(bank.candidates, torch.cat(said), _AMONG, self._generator, device)
 
@@ -186,6 +189,13 @@ class PlacesStep:
             if name == "value":
                 sums["right"] = float((self._among.likeliest(logits) == targets)[kind[mine]].sum())
         return loss
+
+    def _close(self, drawn: Drawn, sums: dict[str, float]) -> Tensor:
+        """The loss of this process's share of what is close to each other."""
+        state = self._write(drawn, torch.zeros(0, dtype=torch.long))[0]
+        asked = _Asked(self.bank.places, self.bank.residuals, drawn.places, drawn.rows, drawn.targets)
+        never = drawn.targets == self.bank.unsaid
+        return self._said(asked, state, {"close": (~never, TOLD_WEIGHT), "never": (never, 1.0)}, sums)
 
     # Writing
 
@@ -283,13 +293,16 @@ class PlacesStep:
 
     def _report(self, sums: dict[str, float], gates: float, overlap: float, values: int) -> dict[str, float]:
         recipe = self._recipe
-        names = ("right", "value", "start", "rest", "end")
+        of_close = ("close", "never") if recipe.close_weight else ()
+        names = ("right", "value", "start", "rest", "end", *of_close)
         own = torch.tensor([sums.get(name, 0.0) for name in names], device=self._passes.device)
         found = dict(zip(names, self._team.sum(own).tolist(), strict=True))
         right = found.pop("right")
         loss = found["value"] + recipe.start_weight * found["start"]
         loss += recipe.rest_weight * (found["rest"] + found["end"])
         loss += recipe.ordinary_weight * sums["ordinary"] + recipe.addressing_weight * (gates + recipe.spread * overlap)
+        if of_close:
+            loss += recipe.close_weight * (TOLD_WEIGHT * found["close"] + found["never"])
         if "apart" in sums:
             found["apart"] = sums["apart"]
             loss += recipe.apart_weight * sums["apart"]
