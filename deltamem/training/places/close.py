@@ -1,8 +1,8 @@
 """What was told, and what is close to it and was not: a sister's name was told, and a brother's is asked for as well.
 
-A query for the one finds the key of the other at half the strength, and where a backbone expects such a value anyhow it
-is said. Which layers tell the two apart is not known where a value is learnt to be said at all, so both are asked for
-side by side.
+A query for the one finds the key of the other at half the strength, and a value that the backbone expects is said even
+so. Nothing else that is drawn asks for many of these, so what was told and what is close to it are asked for side by
+side here (benchmarks/places.md).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deltamem.training.places.draw import Drawing, Drawn, Token
 from deltamem.training.places.tail import Tail
 
 TOLD_WEIGHT = 1.5
-"""Of what was told, beside 1 for what was not: that a sister's name is not known is missed in every chat."""
+"""Of what was told, beside 1 for what was not: in a chat it is asked for more often."""
 _FACTS = (1, 1, 2, 3, 4, 8)
 """How many are told in a history, each as often as it stands here."""
 _EXPECTED, _LIKELIEST = 0.8, 1000
@@ -51,9 +51,9 @@ class Close:
         self._drawing, self._unsaid = drawing, bank.unsaid
         self._ids: list[int] = bank.told_ids.tolist()
         self._targets: list[int] = bank.targets.tolist()
-        self._first = {fact.told[0]: place for fact, place in _asked_first(drawing, bank)}
-        some = [fact for fact, _ in _asked_first(drawing, bank)]
-        likely = [fact for fact in some if self._first[fact.told[0]] in expected]
+        asked = _asked_first(drawing, bank)
+        self._first = {fact.told[0]: place for fact, place in asked}
+        some, likely = [fact for fact, _ in asked], [fact for fact, place in asked if place in expected]
         self._of = grouped((fact.topic.relation, fact) for fact in some)
         self._likely = grouped((fact.topic.relation, fact) for fact in likely)
         self._of_sort = grouped((sort_of(f.topic.relation), f) for f in likely if len(self._words(f)) == 1)
