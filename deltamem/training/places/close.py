@@ -1,8 +1,8 @@
 """What was told, and what is close to it and was not: a sister's name was told, and a brother's is asked for as well.
 
-A query for the one finds the key of the other at half the strength, and a value that the backbone expects is said even
-so. Nothing else that is drawn asks for many of these, so what was told and what is close to it are asked for side by
-side here (benchmarks/places.md).
+A query for the one finds the key of the other at half the strength, and its value is said, most of all one that the
+backbone expects. Nothing else that is drawn asks for many of these, so what was told and what is close to it are asked
+for side by side here (benchmarks/places.md).
 """
 
 from __future__ import annotations
