@@ -29,7 +29,7 @@ from tests.places.test_nearness import NEAR, of_each
 def test_what_was_told_is_asked_for_beside_what_is_close_and_was_not(bank: Bank) -> None:
     both = of_each(bank, ("", "Anna"))
     topics = [fact.topic for fact in both.facts]
-    drawn = Close(Drawing(both), both, NEAR, set()).histories(random.Random(0), 60)
+    drawn = Close(Drawing(both), both, NEAR).histories(random.Random(0), 60)
     never_told, beside = 0, 0
     for place, row, target in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True):
         told = [topics[t] for t in drawn.told[row][drawn.valid[row]].tolist()]
@@ -43,14 +43,17 @@ def test_what_was_told_is_asked_for_beside_what_is_close_and_was_not(bank: Bank)
             assert target in both.told_ids[said]
     assert never_told > 20 and beside > 20
     assert {t.relation for t in (topics[n] for n in drawn.told[drawn.valid].tolist())} == set(NEAR)
-    alone = Close(Drawing(both), both, {}, set()).histories(random.Random(0), 5)
+    alone = Close(Drawing(both), both, {}).histories(random.Random(0), 5)
     assert not len(alone.places), "nothing is near anything"
 
 
-def test_facts_are_told_most_whose_values_the_backbone_expects(bank: Bank) -> None:
+def test_facts_are_told_most_whose_values_the_backbone_expects(
+    passes: Passes, bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
     both = of_each(bank, ("", "Anna"))
     expected = {fact.asked[0] for fact in both.facts if fact.topic.owner == "Anna"}
-    drawn = Close(Drawing(both), both, NEAR, expected).histories(random.Random(0), 80)
+    monkeypatch.setattr(close, "expected_at", lambda places, *_: expected & set(places))
+    drawn = Close(Drawing(both), both, NEAR, Tail(passes.memory)).histories(random.Random(0), 80)
     owners = [both.facts[t].topic.owner for t in drawn.told[drawn.valid].tolist()]
     assert 0.8 < owners.count("Anna") / len(owners) < 1
 
@@ -60,8 +63,8 @@ def test_what_the_backbone_expects_is_what_it_thinks_likely(
 ) -> None:
     whole, tail = of_each(bank), Tail(passes.memory)
     monkeypatch.setattr(close, "_LIKELIEST", len(bank.candidates) // 3)
-    found = expected_at(Drawing(whole), whole, tail)
     firsts = [fact.asked[0] for fact in whole.facts]
+    found = expected_at(firsts, whole, tail)
     assert found <= set(firsts) and 0 < len(found) < len(firsts)
     with torch.no_grad():
         logits = tail(whole.residuals[firsts].float(), whole.candidates)
@@ -69,7 +72,8 @@ def test_what_the_backbone_expects_is_what_it_thinks_likely(
         own = each[(whole.candidates == whole.targets[place])]
         assert (place in found) == (int((each > own).sum()) < len(bank.candidates) // 3)
     early = replace(whole, facts=[replace(fact, early=True) for fact in whole.facts])
-    assert not expected_at(Drawing(early), early, tail), "where the value comes first nothing is known to be close"
+    drawn = Close(Drawing(early), early, NEAR, tail).histories(random.Random(0), 5)
+    assert not len(drawn.places), "where the value comes first nothing is known to be close"
 
 
 def test_reading_learns_that_what_is_close_was_not_told(
@@ -87,7 +91,7 @@ def test_reading_learns_that_what_is_close_was_not_told(
         """Cross-entropy of what was not told after steps in which what is close has this weight."""
         passes.memory.adapter.load_state_dict(there)
         fit_reading(passes.memory, whole, 100, close_weight=weight)
-        drawn = Close(Drawing(whole), whole, NEAR, set()).histories(random.Random(1), 60)
+        drawn = Close(Drawing(whole), whole, NEAR).histories(random.Random(1), 60)
         at, rows = (numbers[drawn.targets == whole.unsaid] for numbers in (drawn.places, drawn.rows))
         now, tail = Stacked(delta_layers(passes.memory)), Tail(passes.memory)
         with torch.no_grad():

@@ -40,18 +40,19 @@ class Close:
 
     Args:
         drawing: of the bank.
-        bank: what there is.
+        bank: what there is, of which no more than numbers is kept.
         near: of a relation, those nearest to it (`nearest`).
-        expected: places whose value the backbone expects (`expected_at`).
+        tail: the rest of the backbone, which says what it expects, and is not kept; nothing is expected without one.
     """
 
     def __init__(
-        self, drawing: Drawing, bank: Bank, near: Mapping[str, Sequence[str]], expected: Collection[int]
+        self, drawing: Drawing, bank: Bank, near: Mapping[str, Sequence[str]], tail: Tail | None = None
     ) -> None:
         self._drawing, self._unsaid = drawing, bank.unsaid
         self._ids: list[int] = bank.told_ids.tolist()
         self._targets: list[int] = bank.targets.tolist()
         asked = _asked_first(drawing, bank)
+        expected = expected_at([place for _, place in asked], bank, tail) if tail is not None else set()
         self._first = {fact.told[0]: place for fact, place in asked}
         some, likely = [fact for fact, _ in asked], [fact for fact, place in asked if place in expected]
         self._of = grouped((fact.topic.relation, fact) for fact in some)
@@ -126,17 +127,10 @@ def _asked_first(drawing: Drawing, bank: Bank) -> list[tuple[Fact, int]]:
 
 
 @torch.no_grad()
-def expected_at(drawing: Drawing, bank: Bank, tail: Tail) -> set[int]:
-    """Places where the value of a fact begins that is among the likeliest to the frozen backbone.
-
-    Args:
-        drawing: of the bank.
-        bank: what there is.
-        tail: the rest of the backbone.
-    """
-    places = torch.tensor([place for _, place in _asked_first(drawing, bank)], dtype=torch.long)
+def expected_at(places: Sequence[int], bank: Bank, tail: Tail) -> set[int]:
+    """Those of `places` where what is to be said is among the likeliest to the frozen backbone."""
     found: set[int] = set()
-    for some in places.split(_LOOKED_UP):
+    for some in torch.tensor(places, dtype=torch.long).split(_LOOKED_UP):
         logits = tail(bank.residuals[some].to(tail.device).float(), bank.candidates.to(tail.device)).cpu()
         own = torch.searchsorted(bank.candidates, bank.targets[some])
         likelier = (logits > logits.gather(1, own[:, None])).sum(1)

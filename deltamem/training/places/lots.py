@@ -16,7 +16,7 @@ from torch import Tensor
 
 from deltamem.processes import beside
 from deltamem.training.places.bank import Bank
-from deltamem.training.places.close import Close, expected_at
+from deltamem.training.places.close import Close
 from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.nearness import nearest
 from deltamem.training.places.tail import Tail
@@ -75,8 +75,7 @@ class Lots:
     def __init__(self, bank: Bank, recipe: Recipe, tail: Tail | None = None) -> None:
         numbers, near = bank.numbers(), nearest(bank)
         self._recipe, self._drawing = recipe, Drawing(numbers, near)
-        expected = expected_at(self._drawing, bank, tail) if tail is not None and recipe.close_weight else set()
-        self._close = Close(self._drawing, numbers, near, expected)
+        self._close = Close(self._drawing, bank, near, tail) if recipe.close_weight else None
         self._others, self._openings, self._idle = (
             range(hidden.shape[1]) for hidden in (numbers.other, numbers.openings, numbers.idle)
         )
@@ -103,7 +102,10 @@ class Lots:
         others = _some(rng, self._others, looked_at)
         openings = _some(rng, self._openings, recipe.cached_questions)
         apart = self._drawing.apart(rng, _APART if recipe.apart_weight else 0)
-        close = self._close.histories(rng, recipe.cached_questions // _CLOSE if recipe.close_weight else 0)
+        if self._close is None:
+            close = self._drawing.laid_out(rng, [], [])
+        else:
+            close = self._close.histories(rng, recipe.cached_questions // _CLOSE)
         return Lot(drawn, close, _numbers(others), _numbers(openings), _numbers(idle), apart, rng.getrandbits(40))
 
 

@@ -24,7 +24,7 @@ from deltamem.evaluation.ordinary import divergence
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.among import Among, some_among
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.close import TOLD_WEIGHT, Close, expected_at
+from deltamem.training.places.close import TOLD_WEIGHT, Close
 from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.nearness import nearest
@@ -114,8 +114,8 @@ class Asking:
         near = nearest(bank)
         self._drawing = Drawing(bank, near)
         self._before = Stacked([copy.deepcopy(layer).requires_grad_(False) for layer in delta_layers(memory)])
-        expected = expected_at(self._drawing, bank, self._tail) if close_weight else set()
-        self._close, self._close_weight = Close(self._drawing, bank, near, expected), close_weight
+        self._close = Close(self._drawing, bank, near, self._tail) if close_weight else None
+        self._close_weight = close_weight
         self._spread = bank.places[:, :256].float().std(dim=(1, 2))[:, None, None]
         self._begun_with = torch.unique(bank.opening_targets)
         self._idle_begins = bank.idle_begins.nonzero()[:, 0]
@@ -157,8 +157,7 @@ class Asking:
 
     def _of_close(self, now: Stacked) -> Tensor:
         """Cross-entropy of what was told and of what is close to it and was not."""
-        drawn = self._close.histories(self._rng, _CLOSE_ROWS if self._close_weight else 0)
-        if not len(drawn.places):
+        if self._close is None or not len((drawn := self._close.histories(self._rng, _CLOSE_ROWS)).places):
             return torch.zeros((), device=now.device)
         each, never = self._each(now, drawn), (drawn.targets == self._bank.unsaid).to(now.device)
         of_told = TOLD_WEIGHT * each[~never].sum() / (~never).sum().clamp_min(1)
