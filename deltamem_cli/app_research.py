@@ -65,6 +65,10 @@ def train_adapter(
         int | None,
         typer.Option(min=0, help="Steps of the gate that all layers share, before those of reading (places)."),
     ] = None,
+    number_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Steps in which numbers are learnt besides, after all others, with --from (places)."),
+    ] = None,
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="Begin --from's keys and queries anew, fitted; keep the rest (places).")
     ] = False,
@@ -211,6 +215,7 @@ def train_adapter(
         "fit_erase": fit_erase or None,
         "read_steps": read_steps,
         "joint_steps": joint_steps,
+        "number_steps": number_steps,
         "new_keys": new_keys or None,
         "keep_writing": keep_writing or None,
         "vocabulary": vocabulary,

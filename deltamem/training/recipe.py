@@ -56,6 +56,8 @@ class Recipe:
             learn how replies begin and to read what is written, after all others, where corrections go to the last
             layer.
         joint_steps: steps in which the joint gate, if there is one, alone learns where to read, after all but those.
+        number_steps: steps in which an adapter that knows words alone learns numbers as well, and leaves what it knows
+            as it is, after all others, where corrections go to the last layer.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
             the last layer; the rest goes on.
         keep_writing: no step changes keys, values or write gates: what was written by the adapter a run began with
@@ -122,6 +124,7 @@ class Recipe:
     fit_erase: bool = False
     read_steps: int = 0
     joint_steps: int = 0
+    number_steps: int = 0
     new_keys: bool = False
     keep_writing: bool = False
     vocabulary: int = 0
@@ -150,13 +153,18 @@ class Recipe:
     @property
     def only_erasing(self) -> bool:
         """Whether what is erased is all that is fitted: that takes nothing but what was told."""
-        others = self.steps, self.key_steps, self.say_steps, self.gate_steps, self.read_steps, self.joint_steps
-        return self.fit_erase and not any(others)
+        others = self.steps, self.key_steps, self.say_steps, self.gate_steps
+        return self.fit_erase and not any(others) and not self.steps_at_the_end
 
     @property
     def ends_on_places(self) -> bool:
         """Whether a run needs its places once its steps are over, or has no steps of that kind at all."""
-        return bool(self.joint_steps or self.read_steps or not self.steps)
+        return bool(self.steps_at_the_end or not self.steps)
+
+    @property
+    def steps_at_the_end(self) -> int:
+        """How many there are on places after all others."""
+        return self.joint_steps + self.read_steps + self.number_steps
 
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""

@@ -98,7 +98,7 @@ def prepare(
     if preset.recipe.cached_steps and memory.config.writes_segments:
         raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
     recipe = preset.recipe
-    alone = recipe.read_steps + recipe.joint_steps + recipe.gate_steps + recipe.fit_erase
+    alone = recipe.steps_at_the_end + recipe.gate_steps + recipe.fit_erase
     on_places = memory.config.corrections == "last" and recipe.cached_steps + alone > 0
     if memory.config.keys == "pair" and not on_places:
         raise DataError("keys in pairs are learnt by steps on places alone; use --preset places")
@@ -106,8 +106,8 @@ def prepare(
         raise DataError("--new-keys is for steps on places; use --preset places")
     if not recipe.steps and not on_places:
         raise DataError(
-            "--read-steps, --joint-steps, --gate-steps and --fit-erase are for corrections to the last layer; "
-            "give --steps as well"
+            "--read-steps, --joint-steps, --number-steps, --gate-steps and --fit-erase are for corrections to the last "
+            "layer; give --steps as well"
         )
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -24,10 +24,8 @@ from deltamem.training.data import Made, Mix
 from deltamem.training.heldout import heldout_recall
 from deltamem.training.metrics import Metrics
 from deltamem.training.ordinary import OrdinaryTalk
-from deltamem.training.places.alone import fit_alone
+from deltamem.training.places.alone import fit_alone, fit_at_the_end
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.joint import fit_joint_gate
-from deltamem.training.places.reading import fit_reading
 from deltamem.training.places.step import PlacesStep
 from deltamem.training.places.whole import whole_bank
 from deltamem.training.recipe import Recipe
@@ -187,17 +185,7 @@ class Trainer:
                 self.stopped = True
                 break
         if to_finish and not self.stopped and self._places is not None:
-            if recipe.joint_steps and self.passes.memory.config.joint_gate:
-                fit_joint_gate(self.passes.memory, self._places, recipe.joint_steps, recipe.seed, self._preparing)
-            if recipe.read_steps:
-                fit_reading(
-                    self.passes.memory,
-                    self._places,
-                    recipe.read_steps,
-                    recipe.seed,
-                    self._preparing,
-                    recipe.close_weight,
-                )
+            fit_at_the_end(self.passes.memory, self._places, recipe, self._preparing)
             self.finished = True
         if self.step % recipe.save_every or self.finished:
             self.save()

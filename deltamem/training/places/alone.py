@@ -1,14 +1,18 @@
-"""What is trained on its own before the first step on places: keys, what is said of what they find, gates, and what
-is erased.
+"""What is trained on its own: before the first step on places keys, what is said of what they find, gates, and what is
+erased; after the last one the joint gate, how memory is read, and numbers.
 """
 
 from __future__ import annotations
 
 from deltamem.episodes.passes import Passes
+from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.erasing import fit_erasing
 from deltamem.training.places.gates import fit_gates
+from deltamem.training.places.joint import fit_joint_gate
 from deltamem.training.places.keys import fit_keys
+from deltamem.training.places.numbers import fit_numbers
+from deltamem.training.places.reading import fit_reading
 from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.recipe import Recipe
 
@@ -24,3 +28,13 @@ def fit_alone(passes: Passes, bank: Bank, recipe: Recipe, report: Report | None)
         fit_gates(memory, bank, passes.form.text(" and"), recipe.gate_steps, recipe.seed, report)
     if recipe.fit_erase:
         fit_erasing(memory, bank)
+
+
+def fit_at_the_end(memory: DeltaMemory, bank: Bank, recipe: Recipe, report: Report | None) -> None:
+    """The same for what comes after all steps."""
+    if recipe.joint_steps and memory.config.joint_gate:
+        fit_joint_gate(memory, bank, recipe.joint_steps, recipe.seed, report)
+    if recipe.read_steps:
+        fit_reading(memory, bank, recipe.read_steps, recipe.seed, report, recipe.close_weight)
+    if recipe.number_steps:
+        fit_numbers(memory, bank, recipe.number_steps, recipe.seed, report)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -18,11 +19,12 @@ class Stacked:
 
     Args:
         layers: of one adapter; hidden states are (layers, N, hidden size).
+        instead: of some of their weights by name, what stands in their place, (layers, ...).
     """
 
-    def __init__(self, layers: Sequence[DeltaLayer]) -> None:
+    def __init__(self, layers: Sequence[DeltaLayer], instead: Mapping[str, Tensor] = MappingProxyType({})) -> None:
         self._layers = list(layers)
-        self._stacks: dict[str, Tensor] = {}
+        self._stacks: dict[str, Tensor] = dict(instead)
         self.config = layers[0].config
 
     @property
