@@ -28,9 +28,11 @@ def options_of(**asked: Any) -> TrainOptions:
         (None, {}, {"keep_writing": True}, "give --from"),
         (None, {}, {"fit_erase": True}, "give --from"),
         (None, {}, {"new_keys": True}, "give --from"),
+        (None, {}, {"number_steps": 5}, "give --from"),
         ("x", {}, {"keep_writing": True, "new_keys": True}, "leave out --key-steps"),
         ("x", {"fading": 0.7}, {"keep_writing": True}, "--fading"),
         ("x", {}, {"keep_writing": True, "key_steps": 5}, "leave out --key-steps"),
+        ("x", {}, {"keep_writing": True, "number_steps": 5}, "--number-steps"),
         ("x", {"rank": 16}, {"keep_writing": True}, "--rank"),
         ("x", {}, {"steps": 0, "read_steps": 0}, "leaves nothing to train"),
         ("x", {}, {"joint_steps": 5, "ordinary": 0}, "on ordinary talk"),
@@ -52,6 +54,8 @@ def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
     recipe = chosen_preset(options_of(start="x", recipe={"keep_writing": True})).recipe
     assert recipe.scale("memory_k_proj") == recipe.scale("memory_v_proj") == recipe.scale("beta_bias") == 0
     assert recipe.scale("erase_proj") == 0
+    numbers = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "number_steps": 5})).recipe
+    assert numbers.number_steps == 5 and numbers.ends_on_places and not numbers.joint_steps
     assert recipe.scale("memory_q_proj") and recipe.scale("delta_o_proj") and recipe.scale("read_gate_proj")
 
 

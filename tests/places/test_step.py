@@ -225,6 +225,24 @@ def test_gates_can_be_all_that_is_trained(tmp_path: Path) -> None:
     assert not list(again.run()) and not said
 
 
+def test_numbers_can_be_all_that_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    people = few_people()
+    people.families, people.singles = [], people.relations
+    numeric = {relation.id for relation in people.relations[::2]}
+    monkeypatch.setattr("deltamem.training.places.numbers.is_number", numeric.__contains__)
+    memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
+    before = {name: tensor.clone() for name, tensor in memory.adapter_tensors().items()}
+    recipe = Recipe(steps=0, cached_steps=0, bank=8, ordinary=1, reply_tokens=2, number_steps=5)
+    passes, said = Passes(memory, ChatFormat.of(make_tokenizer())), []
+    trainer = Trainer(
+        passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
+    )
+    assert not list(trainer.run()) and said[-1] == "learning numbers"
+    saved = load_file(tmp_path / NATIVE_FILE)
+    moved = {name.rpartition(".")[2] for name, tensor in saved.items() if not torch.equal(tensor, before[name])}
+    assert moved == {"memory_k_proj", "memory_v_proj", "beta_proj", "memory_q_proj", "read_gate_proj"}
+
+
 def test_what_is_erased_can_be_all_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = few_people()
     monkeypatch.setattr("deltamem.training.places.builder.openings", lambda *_: pytest.fail("no reply is looked at"))

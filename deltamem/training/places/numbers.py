@@ -50,10 +50,30 @@ _AMONG = 1024
 """Tokens each is told apart from in a step, at most, besides those said in it."""
 _SAMPLE = 12000
 """Hidden states of a sort that are looked at, at most, for how they vary."""
-_SAID, _KEPT, _WORDS, _NEVER, _GATES, _MOVED = 1.0, 2.0, 0.3, 0.5, 2.0, 3.0
-"""Weights: of what is to be said of numbers, of what was said of words before, of what is to be said of them, of what
-was never told, of gates, and of what moved.
+_OPENINGS, _IDLE = 192, 192
+"""Places in a step where replies begin, and in ordinary talk."""
+_SAID, _BEGUN, _KEPT, _ALONE, _WORDS, _NEVER, _GATES, _MOVED = 1.0, 1.5, 2.0, 4.0, 0.3, 0.5, 2.0, 3.0
+"""Weights: of what is to be said of numbers, of how replies begin, of what was said before of words and in ordinary
+talk, of what is to be said of words, of what was never told, of gates, and of what moved.
 """
+
+
+class _Sort(NamedTuple):
+    """Some of a bank's hidden states (layers, n, hidden size): those numbered `numbers`."""
+
+    hidden: Tensor
+    numbers: Tensor
+
+    @staticmethod
+    def where(hidden: Tensor, chosen: Tensor | None = None) -> _Sort:
+        """Those `chosen`, (n,), or all."""
+        numbers = torch.arange(hidden.shape[1]) if chosen is None else chosen.nonzero()[:, 0]
+        return _Sort(hidden, numbers)
+
+    def some(self, count: int, generator: torch.Generator) -> Tensor:
+        """So many of them, or all where there are no more."""
+        few = len(self.numbers) <= count
+        return self.hidden[:, self.numbers if few else self.numbers[some_of(len(self.numbers), count, generator)]]
 
 
 class _Opening(NamedTuple):
@@ -61,15 +81,15 @@ class _Opening(NamedTuple):
 
     Attributes:
         gates: of layers at hidden states.
-        open: hidden states at which they are to be open by `least` at least.
+        open: where they are to be open by `least` at least.
         least: see `open`.
-        others: (hidden states at which they are to stay, how many of these a step looks at, their weight).
+        others: (where they are to stay, how many of these a step looks at, their weight).
     """
 
     gates: Callable[[Stacked, Tensor], Tensor]
-    open: Tensor
+    open: _Sort
     least: float
-    others: Sequence[tuple[Tensor, int, float]]
+    others: Sequence[tuple[_Sort, int, float]]
 
 
 def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
@@ -101,17 +121,17 @@ class _Learning:
         of_numbers, of_words = _parted(bank.facts)
         if not of_numbers or not of_words:
             raise DataError("numbers are learnt of a bank that tells numbers and words; give more episodes (--bank)")
-        told, asked = _marked(bank.told_ids, of_numbers, "told"), _marked(bank.targets, _numeric(bank), "asked")
+        # What is asked for in the reply to a statement may be of two facts, of which one alone is a number.
+        told = _marked(bank.told_ids, [fact for fact in of_numbers if not fact.noted], "told")
+        asked = _marked(bank.targets, _parted([*bank.facts, *bank.unknown])[0], "asked")
         after = torch.cat([bank.values[:1] & False, bank.values[:-1]])
-        said = asked & (bank.values | after)
         self._asked = asked
-        self._numbers, self._words = bank.told[:, told], bank.told[:, ~told]
-        self._said, self._elsewhere = bank.places[:, said], bank.places[:, ~asked]
-        self._first = bank.places[:, asked & bank.values]
-        known_told = Known.of(
-            *map(self._some, (self._words, bank.before[:, ~told[: bank.before.shape[1]]], bank.other))
-        )
-        self._known_asked = Known.of(*map(self._some, (self._elsewhere, bank.openings, bank.idle)))
+        self._numbers, self._words = (_Sort.where(bank.told, some) for some in (told, ~told))
+        self._said, self._digits = (_Sort.where(bank.places, asked & at) for at in (bank.values | after, bank.values))
+        self._elsewhere = _Sort.where(bank.places, ~asked)
+        self._other, self._openings, self._idle = map(_Sort.where, (bank.other, bank.openings, bank.idle))
+        known_told = self._known(self._words, _Sort.where(bank.before, ~told[: bank.before.shape[1]]), self._other)
+        self._known_asked = self._known(self._elsewhere, self._openings, self._idle)
         asking = [name for name in _ASKED if name == "memory_q_proj" or memory.config.read_gate]
         known = dict.fromkeys(_TOLD, known_told) | dict.fromkeys(asking, self._known_asked)
         self._sparing = Sparing(self._layers, known)
@@ -121,13 +141,8 @@ class _Learning:
         self._drawing = Drawing(replace(bank, facts=[*of_numbers, *words], stock=(), words=None))
 
     def open_jointly(self, steps: int, report: Report | None) -> None:
-        bank = self._bank
-        opening = _Opening(
-            lambda stacked, hidden: torch.sigmoid(stacked.joint_logits(hidden)),
-            self._said,
-            _JOINT,
-            [(self._elsewhere, 128, 1.0), (bank.openings, 128, 1.0), (bank.idle, 384, 4.0)],
-        )
+        others = [(self._elsewhere, 128, 1.0), (self._openings, 128, 1.0), (self._idle, 384, 4.0)]
+        opening = _Opening(lambda now, hidden: torch.sigmoid(now.joint_logits(hidden)), self._said, _JOINT, others)
         sparing = Sparing(self._layers, {"joint_gate_proj": self._known_asked})
         self._descend(
             sparing, lambda: self._opened(opening, sparing.stacked()), steps, "reading where numbers are", report
@@ -151,46 +166,60 @@ class _Learning:
 
     def _gates(self, now: Stacked) -> Tensor:
         """How far layers' gates are from being open at numbers, and from what they were elsewhere."""
-        bank = self._bank
-        written = [(self._words, 128, 1.0), (bank.other, 384, 3.0)]
+        written = [(self._words, 128, 1.0), (self._other, 384, 3.0)]
         loss = self._opened(_Opening(Stacked.write_gates, self._numbers, _WRITTEN, written), now)
         if self._memory.config.read_gate:
-            others = [(self._elsewhere, 192, 1.0), (bank.openings, 128, 1.0), (bank.idle, 256, 2.0)]
-            loss = loss + self._opened(_Opening(Stacked.read_gates, self._first, _READ, others), now)
+            others = [(self._elsewhere, 192, 1.0), (self._openings, 128, 1.0), (self._idle, 384, 4.0)]
+            loss = loss + self._opened(_Opening(Stacked.read_gates, self._digits, _READ, others), now)
         return loss
 
     def _opened(self, opening: _Opening, now: Stacked) -> Tensor:
-        def apart(hidden: Tensor, count: int, least: float) -> Tensor:
-            some = noisy(self._some(hidden, count), _spread(hidden), self._generator)
+        def apart(sort: _Sort, count: int, least: float) -> Tensor:
+            some = noisy(sort.some(count, self._generator), _spread(sort.hidden), self._generator)
+            some = some.to(self._was.device)
             wanted = opening.gates(self._was, some).clamp_min(least)
             return F.binary_cross_entropy(opening.gates(now, some).clamp(1e-6, 1 - 1e-6), wanted)
 
         loss = apart(opening.open, 128, opening.least)
-        there = [other for other in opening.others if other[0].shape[1]]
-        return loss + sum((weight * apart(hidden, count, 0.0) for hidden, count, weight in there), torch.zeros(()))
+        there = [other for other in opening.others if len(other[0].numbers)]
+        return loss + sum(
+            (weight * apart(sort, count, 0.0) for sort, count, weight in there), torch.zeros((), device=loss.device)
+        )
 
     def _loss(self) -> Tensor:
-        """Of one step: cross-entropy of numbers, of words and of what was never told, the KL to what was said of words
-        before, gates, and what moved.
+        """Of one step: cross-entropy of numbers, of how replies begin, of words and of what was never told, the KL to
+        what was said before of words and in ordinary talk, gates, and what moved.
         """
         bank, now = self._bank, self._sparing.stacked()
         facts = self._rng.choice(_FACTS)
         drawn = self._drawing.histories(self._rng, facts, max(8, _ROWS // facts), _UNKNOWN, _PLACES)
         told = self._histories(drawn)
-        states = now.written(*told)[0]
-        hidden = noisy(bank.places[:, drawn.places], self._spread_asked, self._generator)
-        among = some_among(bank.candidates, drawn.targets, _AMONG, self._generator, self._was.device)
-        asked = hidden, bank.residuals[drawn.places]
-        found = among.logits(self._tail, now.bent(*asked, states, drawn.rows))
+        begun = some_of(bank.openings.shape[1], _OPENINGS, self._generator)
+        idle = some_of(bank.idle.shape[1], _IDLE, self._generator)
+        hidden = torch.cat([bank.places[:, drawn.places], bank.openings[:, begun], bank.idle[:, idle]], dim=1)
+        hidden = noisy(hidden, self._spread_asked, self._generator)
+        residuals = torch.cat([bank.residuals[drawn.places], bank.opening_residuals[begun], bank.idle_residuals[idle]])
+        asked, besides = len(drawn.places), len(begun) + len(idle)
+        targets = torch.cat([drawn.targets, bank.opening_targets[begun]])
+        rows = torch.cat([drawn.rows, torch.randint(len(drawn.told), (besides,), generator=self._generator)])
+        among = some_among(bank.candidates, targets, _AMONG, self._generator, self._was.device)
+        found = among.logits(self._tail, now.bent(hidden, residuals, now.written(*told)[0], rows))
         with torch.no_grad():
-            was = among.logits(self._tail, self._was.bent(*asked, self._was.written(*told)[0], drawn.rows))
-        each = F.cross_entropy(found, among.numbers(drawn.targets), reduction="none")
+            was = among.logits(self._tail, self._was.bent(hidden, residuals, self._was.written(*told)[0], rows))
         kept = F.kl_div(found.log_softmax(-1), was.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+        each = F.cross_entropy(found[: len(targets)], among.numbers(targets), reduction="none")
         never = drawn.targets == bank.unsaid
         numbers, words = self._asked[drawn.places] & ~never, ~self._asked[drawn.places] & ~never
-        loss = _SAID * _mean(each, numbers) + _WORDS * _mean(each, words) + _NEVER * _mean(each, never)
-        of_gates, moved = self._gates(now), self._sparing.moved()
-        return loss + _KEPT * _mean(kept, words) + _GATES * of_gates + _MOVED * moved
+        parts = [
+            (_SAID, each[:asked][numbers]),
+            (_BEGUN, each[asked:]),
+            (_KEPT, kept[:asked][words]),
+            (_ALONE, kept[len(targets) :]),
+            (_WORDS, each[:asked][words]),
+            (_NEVER, each[:asked][never]),
+        ]
+        loss = _GATES * self._gates(now) + _MOVED * self._sparing.moved()
+        return loss + torch.stack([weight * part.sum() / max(1, len(part)) for weight, part in parts]).sum()
 
     def _histories(self, drawn: Drawn) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """What `Stacked.written` takes."""
@@ -198,30 +227,22 @@ class _Learning:
 
         def of(hidden: Tensor) -> Tensor:
             found: Tensor = noisy(hidden, self._spread_told, self._generator).unflatten(1, shape)
-            return found
+            return found.to(self._was.device)
 
         told = drawn.told.flatten()
         # Where nothing was written before there are zeros, and they stay.
-        before = bank.before[:, told].float().unflatten(1, shape) if bank.before.shape[1] else None
-        return of(bank.told[:, told]), before, of(bank.said(drawn.said.flatten())), drawn.valid
+        before = bank.before[:, told].to(self._was.device).float().unflatten(1, shape) if bank.before.shape[1] else None
+        valid = drawn.valid.to(self._was.device)
+        return of(bank.told[:, told]), before, of(bank.said(drawn.said.flatten())), valid
 
-    def _some(self, hidden: Tensor, count: int = _SAMPLE) -> Tensor:
-        """Some of hidden states (layers, n, hidden size), or all where there are no more."""
-        if hidden.shape[1] <= count:
-            return hidden
-        return hidden[:, some_of(hidden.shape[1], count, self._generator)]
+    def _known(self, *sorts: _Sort) -> Known:
+        return Known.of(*(sort.some(_SAMPLE, self._generator).to(self._was.device) for sort in sorts))
 
 
 def _parted(facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
-    """Those that tell a number, and the others; a reply to a statement may be about several, and is left out."""
-    some = [fact for fact in facts if not fact.noted]
-    numbers = [fact for fact in some if is_number(fact.topic.relation)]
-    return numbers, [fact for fact in some if not is_number(fact.topic.relation)]
-
-
-def _numeric(bank: Bank) -> list[Fact]:
-    """All that are about a number, told or not."""
-    return [fact for fact in (*bank.facts, *bank.unknown) if is_number(fact.topic.relation)]
+    """Those that are about a number, and the others."""
+    numbers = [fact for fact in facts if is_number(fact.topic.relation)]
+    return numbers, [fact for fact in facts if not is_number(fact.topic.relation)]
 
 
 def _marked(like: Tensor, facts: Sequence[Fact], what: str) -> Tensor:
@@ -233,8 +254,3 @@ def _marked(like: Tensor, facts: Sequence[Fact], what: str) -> Tensor:
 
 def _spread(hidden: Tensor) -> Tensor:
     return hidden[:, :256].float().std(dim=(1, 2))[:, None, None]
-
-
-def _mean(each: Tensor, where: Tensor) -> Tensor:
-    mean: Tensor = each[where].sum() / where.sum().clamp_min(1)
-    return mean
