@@ -98,7 +98,7 @@ def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, repo
     Args:
         memory: whose adapter is changed; its corrections go to the last layer.
         bank: what its layers see.
-        steps: of Adam; 300 for rank 64 in 26 layers take ten minutes of a core.
+        steps: of Adam; 300 for rank 64 in 26 layers take twenty minutes of a core.
         seed: of everything random.
         report: called with what is being done and the share done.
 
