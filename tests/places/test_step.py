@@ -205,41 +205,40 @@ def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert moved <= {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"} and "base_state" in moved
 
 
-def test_gates_can_be_all_that_is_trained(tmp_path: Path) -> None:
-    people = few_people()
+def alone(tmp_path: Path, people: SyntheticPeople, **recipe: int) -> tuple[Trainer, list[str], set[str]]:
+    """A run of steps on their own, what it said that it does, and which weights it changed."""
     people.families, people.singles = [], people.relations
     memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
     before = {name: tensor.clone() for name, tensor in memory.adapter_tensors().items()}
-    recipe = Recipe(steps=0, cached_steps=0, bank=8, ordinary=1, reply_tokens=2, gate_steps=10)
     passes, said = Passes(memory, ChatFormat.of(make_tokenizer())), []
+    chosen = Recipe(steps=0, cached_steps=0, bank=8, ordinary=1, reply_tokens=2, **recipe)
     trainer = Trainer(
-        passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
+        passes, chosen, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
     )
-    assert not list(trainer.run()) and said[-1] == "opening gates on values"
+    assert not list(trainer.run())
     saved = load_file(tmp_path / NATIVE_FILE)
-    moved = {name.rpartition(".")[2] for name, tensor in saved.items() if not torch.equal(tensor, before[name])}
+    return trainer, said, {n.rpartition(".")[2] for n, tensor in saved.items() if not torch.equal(tensor, before[n])}
+
+
+def test_gates_can_be_all_that_is_trained(tmp_path: Path) -> None:
+    trainer, said, moved = alone(tmp_path, few_people(), gate_steps=10)
+    assert said[-1] == "opening gates on values"
     assert {"beta_proj", "read_gate_proj"} <= moved <= {"beta_proj", "beta_bias", "read_gate_proj", "read_gate_bias"}
     said.clear()
-    again = Trainer(passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what))
+    again = Trainer(
+        trainer.passes, trainer.recipe, tmp_path, trainer.people, team=Team(cpu=True),
+        preparing=lambda what, _: said.append(what),
+    )  # fmt: skip
     again.resume()
     assert not list(again.run()) and not said
 
 
 def test_numbers_can_be_all_that_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = few_people()
-    people.families, people.singles = [], people.relations
     numeric = {relation.id for relation in people.relations[::2]}
     monkeypatch.setattr("deltamem.training.places.numbers.is_number", numeric.__contains__)
-    memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
-    before = {name: tensor.clone() for name, tensor in memory.adapter_tensors().items()}
-    recipe = Recipe(steps=0, cached_steps=0, bank=8, ordinary=1, reply_tokens=2, number_steps=5)
-    passes, said = Passes(memory, ChatFormat.of(make_tokenizer())), []
-    trainer = Trainer(
-        passes, recipe, tmp_path, people, team=Team(cpu=True), preparing=lambda what, _: said.append(what)
-    )
-    assert not list(trainer.run()) and said[-1] == "learning numbers"
-    saved = load_file(tmp_path / NATIVE_FILE)
-    moved = {name.rpartition(".")[2] for name, tensor in saved.items() if not torch.equal(tensor, before[name])}
+    _, said, moved = alone(tmp_path, people, number_steps=5)
+    assert said[-1] == "learning numbers"
     assert moved == {"memory_k_proj", "memory_v_proj", "beta_proj", "memory_q_proj", "read_gate_proj"}
 
 
