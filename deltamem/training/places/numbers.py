@@ -20,6 +20,7 @@ from torch import Tensor
 
 from deltamem.episodes.numbers import is_number
 from deltamem.errors import DataError
+from deltamem.evaluation.ordinary import divergence
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.among import some_among
 from deltamem.training.places.bank import Bank, Fact, Report
@@ -206,20 +207,20 @@ class _Learning:
         found = among.logits(self._tail, now.bent(hidden, residuals, now.written(*told)[0], rows))
         with torch.no_grad():
             was = among.logits(self._tail, self._was.bent(hidden, residuals, self._was.written(*told)[0], rows))
-        kept = F.kl_div(found.log_softmax(-1), was.log_softmax(-1), reduction="none", log_target=True).sum(-1)
         each = F.cross_entropy(found[: len(targets)], among.numbers(targets), reduction="none")
         never = drawn.targets == bank.unsaid
         numbers, words = self._asked[drawn.places] & ~never, ~self._asked[drawn.places] & ~never
         parts = [
             (_SAID, each[:asked][numbers]),
             (_BEGUN, each[asked:]),
-            (_KEPT, kept[:asked][words]),
-            (_ALONE, kept[len(targets) :]),
             (_WORDS, each[:asked][words]),
             (_NEVER, each[:asked][never]),
         ]
-        loss = _GATES * self._gates(now) + _MOVED * self._sparing.moved()
-        return loss + torch.stack([weight * part.sum() / max(1, len(part)) for weight, part in parts]).sum()
+        loss = torch.stack([weight * part.sum() / max(1, len(part)) for weight, part in parts]).sum()
+        talk = torch.arange(len(targets), len(found))
+        for weight, some in ((_KEPT, words.nonzero()[:, 0]), (_ALONE, talk)):
+            loss = loss + weight * divergence(found[some], was[some]) / max(1, len(some))
+        return loss + _GATES * self._gates(now) + _MOVED * self._sparing.moved()
 
     def _histories(self, drawn: Drawn) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """What `Stacked.written` takes."""
