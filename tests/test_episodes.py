@@ -12,10 +12,10 @@ import pytest
 
 from deltamem.chat_format import ChatFormat
 from deltamem.episodes import many
-from deltamem.episodes.batches import ask_tokens, read_batch, write_batch
+from deltamem.episodes.batches import ask_tokens, read_batch, text_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
-from deltamem.episodes.impersonal import impersonal
+from deltamem.episodes.impersonal import about_numbers, impersonal
 from deltamem.episodes.many import make_episodes
 from deltamem.episodes.numbers import numbers
 from deltamem.episodes.openings import openings
@@ -266,6 +266,22 @@ def test_impersonal_questions_of_held_out_people_are_never_trained_on(people: Sy
     assert one == "How old can an owl get?"
     few = impersonal(random.Random(1), "train", 2)
     assert len(few) < len(trained) and few == impersonal(random.Random(1), "train", 2)
+
+
+def test_what_has_numbers_in_it_and_is_nobodys_own_is_held_out_too() -> None:
+    trained, asked = (about_numbers(random.Random(0), split, 3) for split in ("train", "heldout"))
+    assert not set(trained) & set(asked) and len(set(trained)) == len(trained) > 300 and len(asked) > 200
+    assert not [text for text in (*trained, *asked) if "{" in text or " a exam" in text]
+    assert any("heart rate" in text for text in trained) and any(c.isdigit() for text in trained for c in text)
+    assert trained == about_numbers(random.Random(0), "train", 3) != about_numbers(random.Random(1), "train", 3)
+
+
+def test_text_is_read_at_all_of_its_tokens() -> None:
+    batch = text_batch([[5, 6, 7], [8, 9]])
+    assert batch.ids.tolist() == [[5, 6, 7], [0, 8, 9]]
+    assert batch.targets.tolist() == [[6, 7, -100], [-100, 9, -100]]
+    assert batch.valid.tolist() == batch.reads.tolist() == [[True] * 3, [False, True, True]]
+    assert not batch.values.any() and not batch.starts.any()
 
 
 def test_unusual_ways_to_tell_and_to_ask_are_never_trained_on(people: SyntheticPeople) -> None:

@@ -155,7 +155,16 @@ def read_batch(form: ChatFormat, asked: Sequence[tuple[int, Question]]) -> ReadB
     return ReadBatch(ids, valid, of, targets[:, -most:], values[:, -most:], starts[:, -most:], reads)
 
 
-def left_padded(rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+def text_batch(texts: Sequence[Sequence[int]]) -> ReadBatch:
+    """Token ids of text by itself: each is to be said after those before it, and all of them are read at."""
+    ids, valid = left_padded(texts)
+    targets = torch.full_like(ids, -100)
+    targets[:, :-1] = ids[:, 1:].masked_fill(~valid[:, :-1], -100)
+    nothing = torch.zeros_like(valid)
+    return ReadBatch(ids, valid, torch.arange(len(texts)), targets, torch.zeros_like(ids), nothing, valid)
+
+
+def left_padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Token ids (N, T) that end together, and which of them are there (N, T)."""
     ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
     valid = torch.zeros_like(ids, dtype=torch.bool)

@@ -6,9 +6,11 @@ Memory is to leave them alone, above all when the name of one's own dog is in it
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from deltamem.episodes.numbers import numbers
 from deltamem.episodes.relation_data import read_data
 from deltamem.episodes.words import Split
 
@@ -36,6 +38,29 @@ def impersonal(rng: random.Random, split: Split, each: int) -> list[Impersonal]:
     singles = [Impersonal(text, "") for text in read_data("singles.json")["impersonal"][split]]
     asked = {question.text: question for question in (*singles, *_of_families(rng, split, each))}
     return list(asked.values())
+
+
+def about_numbers(rng: random.Random, split: Split, each: int) -> list[str]:
+    """The same about numbers, and what else has numbers in it: "What is a normal heart rate?", "What is 7 plus 15?".
+
+    Args:
+        rng: decides which.
+        split: of the ways to put them, and of the numbers in them.
+        each: how many about every noun, and of every sum.
+    """
+    data = read_data("numbers.json")
+    asked = []
+    for some in data["families"]:
+        ways = data["ways"][some["way"]]["impersonal"][split]
+        asked += [_with(way, noun) for noun in some["nouns"] for way in rng.sample(ways, min(each, len(ways)))]
+    for way in data["sums"][split]:
+        asked += [_with_numbers(rng, way, split) for _ in range(each)]
+    return list(dict.fromkeys(asked))
+
+
+def _with_numbers(rng: random.Random, way: str, split: Split) -> str:
+    """A way with any number of the kind that stands in braces in each of its places."""
+    return re.sub(r"\{(\w+)\}", lambda kind: rng.choice(numbers()[kind[1]][split]), way)
 
 
 def _of_families(rng: random.Random, split: Split, each: int) -> Iterator[Impersonal]:

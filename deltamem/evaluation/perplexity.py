@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from deltamem.episodes.batches import ReadBatch, write_batch
+from deltamem.episodes.batches import text_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Turn
 from deltamem.episodes.passes import Passes
@@ -104,11 +104,7 @@ def _states(
 
 
 def _losses(passes: Passes, rows: Sequence[list[int]], state: MemoryState | None) -> list[float]:
-    ids = torch.tensor(list(rows))
-    targets = torch.full_like(ids, -100)
-    targets[:, :-1] = ids[:, 1:]
-    all_valid = torch.ones_like(ids, dtype=torch.bool)
-    batch = ReadBatch(ids, all_valid, torch.arange(len(rows)), targets, torch.zeros_like(ids), ~all_valid, all_valid)
+    batch = text_batch(rows)
     with torch.no_grad():
         logits = passes.read(batch, state)
         wanted = batch.expected()[0].to(logits.device)

@@ -63,10 +63,10 @@ def make_up(passes: Passes, count: int, seed: int = 0, report: Report | None = N
     with torch.random.fork_rng(devices), passes.memory.disabled():
         torch.manual_seed(seed)
         while len(made) < count and futile < _FUTILE:
-            drawn = _go_on(passes, [form.opening] * _BATCH, _MESSAGE)
+            drawn = go_on(passes, [form.opening] * _BATCH, _MESSAGE)
             messages = [tokens for tokens, ended in drawn if ended and len(tokens) >= _SHORTEST]
             futile = 0 if messages else futile + 1
-            replies = _go_on(passes, [form.opening + m + form.answer for m in messages], _REPLY) if messages else []
+            replies = go_on(passes, [form.opening + m + form.answer for m in messages], _REPLY) if messages else []
             for message, (reply, _) in zip(messages, replies, strict=True):
                 asked, said = (form.tokenizer.decode(t, skip_special_tokens=True).strip() for t in (message, reply))
                 if asked and said:
@@ -76,7 +76,7 @@ def make_up(passes: Passes, count: int, seed: int = 0, report: Report | None = N
     return made[:count]
 
 
-def _go_on(passes: Passes, starts: Sequence[list[int]], most: int) -> list[tuple[list[int], bool]]:
+def go_on(passes: Passes, starts: Sequence[Sequence[int]], most: int) -> list[tuple[list[int], bool]]:
     """What comes after each start, drawn, and whether it came to an end."""
     stops = sorted(passes.form.stops)
     ids, valid = left_padded(starts)

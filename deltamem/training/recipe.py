@@ -157,6 +157,12 @@ class Recipe:
         return self.fit_erase and not any(others) and not self.steps_at_the_end
 
     @property
+    def only_numbers(self) -> bool:
+        """Whether steps on numbers are all there is."""
+        others = self.steps, self.key_steps, self.say_steps, self.gate_steps, self.joint_steps, self.read_steps
+        return self.number_steps > 0 and not any(others) and not self.fit_erase
+
+    @property
     def ends_on_places(self) -> bool:
         """Whether a run needs its places once its steps are over, or has no steps of that kind at all."""
         return bool(self.steps_at_the_end or not self.steps)

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from deltamem.chat_format import ChatFormat
-from deltamem.episodes.batches import read_batch, write_batch
+from deltamem.episodes.batches import read_batch, text_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.openings import openings
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.made_up import make_up
+from deltamem.training.own_text import write_text
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, joined
 from deltamem.training.places.builder import _Builder, _length, build_bank
@@ -168,3 +169,40 @@ def test_the_backbone_makes_up_ordinary_talk(passes: Passes, people: SyntheticPe
     none = build_bank(passes, people, [], 2)
     assert none.idle.shape[1] == len(none.idle_residuals) == 0
     assert make_up(passes, 0) == []
+
+
+def test_the_backbone_writes_text_that_is_left_alone(passes: Passes, people: SyntheticPeople) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    texts = write_text(passes, 5, seed=1)
+    assert torch.equal(torch.rand(1), expected), "nobody else's draws are moved"
+    assert texts and texts == write_text(passes, 5, seed=1) != write_text(passes, 5, seed=2)
+    assert write_text(passes, 0) == []
+    without, bank = (build_bank(passes, people, IDLE, 2, texts=some) for some in ((), texts))
+    first = without.idle.shape[1]
+    assert torch.equal(bank.idle[:, :first], without.idle)
+    assert bank.idle.shape[1] - first == sum(len(ids) - 1 for ids in texts)
+    assert not bank.idle_begins[first:].any() and len(bank.idle_begins) == bank.idle.shape[1]
+    assert bank.idle_texts.tolist() == [n >= first for n in range(bank.idle.shape[1])]
+    longest = max(texts, key=len)
+    with torch.no_grad():
+        said = passes.read(text_batch([longest]), None)[:, bank.candidates]
+        found = Tail(passes.memory)(bank.idle_residuals[first:], bank.candidates)
+    assert min(float((found[at : at + len(said)] - said).abs().max()) for at in range(len(found) - len(said) + 1)) < 0.1
+
+
+def test_of_how_replies_about_words_begin_a_share_is_enough(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = openings(people, random.Random(0))[::100]
+    numeric = {q.topic for q in few[::3]}
+    monkeypatch.setattr("deltamem.training.places.builder.openings", lambda *_: few)
+    monkeypatch.setattr("deltamem.training.places.builder.is_number", numeric.__contains__)
+    banks = [build_bank(passes, people, IDLE, 2, begun=share) for share in (0.0, 0.3, 1.0)]
+    none, some, every = (bank.opening_numbers for bank in banks)
+    assert not len(none)
+    assert (
+        int(some.sum()) == int(every.sum()) == sum(len(passes.form.text(q.answer)) for q in few if q.topic in numeric)
+    )
+    assert 0 < len(some) < len(every)

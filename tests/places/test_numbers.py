@@ -15,6 +15,7 @@ from deltamem.layer import jointly_open
 from deltamem.training.places import numbers
 from deltamem.training.places.bank import Bank, Fact
 from deltamem.training.places.draw import Drawing, Token
+from deltamem.training.places.joint import fit_joint_gate
 from deltamem.training.places.numbers import fit_numbers
 from deltamem.training.places.sparing import Known, Sparing
 from deltamem.training.places.stacked import Stacked
@@ -97,9 +98,9 @@ def test_numbers_are_learnt_and_words_stay(
     memory, layers = passes.memory, delta_layers(passes.memory)
     start_from(memory, words_alone)
     if jointly:  # open on words, and shut where a number is to be said
+        fit_joint_gate(memory, words_alone, 200)
         with torch.no_grad():
-            layers[0].joint_gate_proj[:, -4:] = -0.5
-            layers[0].joint_gate_bias.fill_(3.0)
+            layers[0].joint_gate_proj[:, -4:] -= 1.0
     memory.adapter.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
 

@@ -236,9 +236,16 @@ def test_gates_can_be_all_that_is_trained(tmp_path: Path) -> None:
 def test_numbers_can_be_all_that_is_learnt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     people = few_people()
     numeric = {relation.id for relation in people.relations[::2]}
-    monkeypatch.setattr("deltamem.training.places.numbers.is_number", numeric.__contains__)
-    _, said, moved = alone(tmp_path, people, number_steps=5)
-    assert said[-1] == "learning numbers"
+    for module in ("numbers", "builder"):
+        monkeypatch.setattr(f"deltamem.training.places.{module}.is_number", numeric.__contains__)
+    about = ["What is 2 plus 3?", "What is a usual age?"]
+    monkeypatch.setattr(
+        "deltamem.training.places.whole.about_numbers", lambda _rng, split, _n: about * (split == "train")
+    )
+    trainer, said, moved = alone(tmp_path, people, number_steps=5)
+    assert said[-1] == "learning numbers" and {"letting the backbone write", "reading ordinary text"} <= set(said)
+    assert set(about) <= json.loads((tmp_path / REPLIES_FILE).read_text()).keys()
+    assert set(about) <= {turn.user for turn in trainer.people.small_talk}, "histories tell them as well"
     assert moved == {"memory_k_proj", "memory_v_proj", "beta_proj", "memory_q_proj", "read_gate_proj"}
 
 

@@ -19,8 +19,10 @@ _ROWS = (
     "opening_residuals",
     "opening_targets",
     "opening_begins",
+    "opening_numbers",
     "idle_residuals",
     "idle_begins",
+    "idle_texts",
 )
 """A bank's tensors, (layers, n, hidden size) and (n, ...)."""
 
@@ -92,9 +94,11 @@ class Bank:
         opening_residuals: their residuals, as those of `places`.
         opening_targets: (n,) of `openings`, the token that is to come.
         opening_begins: (n,) of `openings`, true for the first few of a reply.
+        opening_numbers: (n,) of `openings`, true for those of a reply about a number.
         idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
         idle_residuals: their residuals.
         idle_begins: (n,) of `idle`, true for the first few of a reply.
+        idle_texts: (n,) of `idle`, true for text that is nobody's talk.
         candidates: token ids among which a target is told apart.
         unsaid: the token that comes where a value is not known.
         stock: told and not asked about. What asks for a fact says nothing of its value, so they can be asked for at the
@@ -117,9 +121,11 @@ class Bank:
     opening_residuals: Tensor
     opening_targets: Tensor
     opening_begins: Tensor
+    opening_numbers: Tensor
     idle: Tensor
     idle_residuals: Tensor
     idle_begins: Tensor
+    idle_texts: Tensor
     candidates: Tensor
     unsaid: int
     stock: Sequence[Fact] = ()

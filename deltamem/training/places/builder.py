@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from deltamem.episodes.batches import ReadBatch, read_batch, write_batch
+from deltamem.episodes.batches import ReadBatch, read_batch, text_batch, write_batch
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.many import make_episodes
+from deltamem.episodes.numbers import is_number
 from deltamem.episodes.openings import after_others, openings
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
@@ -49,7 +50,7 @@ TOLD_ALONE = 12
 _FAMILIES, _SINGLES = 0.35, 0.35
 """Shares of episodes with relations of the families among them, most of which differ in a noun alone, and of those with
 relations that are no family's, which are asked for in words of their own and answered in them."""
-_NUMBERS = 0.2
+NUMBERS = 0.2
 """Share of episodes in which numbers are told as well."""
 _LONG, _LONG_TALK = 0.03, 14
 """Share of episodes with up to so many turns of small talk."""
@@ -65,7 +66,8 @@ _OTHERS_AFTER = 0.3
 """The same of those right after a value, as the "and" of "My cat is called Misty and I work as a nurse."."""
 _BEGINS = 3
 """Tokens of a reply that count as its beginning."""
-_MARKS = ("targets", "values", "begun", "opening_begins", "idle_begins")
+_MARKS_BESIDES = ("opening_begins", "opening_numbers", "idle_begins", "idle_texts")
+_MARKS = ("targets", "values", "begun", *_MARKS_BESIDES)
 _LIKELY = 8
 """Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
 
@@ -83,7 +85,9 @@ def build_bank(
     split: Split = "train",
     stock: int = 0,
     workers: int = 0,
-    begun: bool = True,
+    begun: float = 1.0,
+    numbers: float = NUMBERS,
+    texts: Sequence[Sequence[int]] = (),
 ) -> Bank:
     """Run everything through the frozen backbone once.
 
@@ -97,12 +101,16 @@ def build_bank(
         split: of the episodes.
         stock: how many more are told alone, of `TOLD_ALONE` facts each.
         workers: processes that make the episodes; 0 for this one alone.
-        begun: read how replies begin; there are so many ways that it takes an hour of a CPU's core.
+        begun: share that is read of how replies begin, besides all those about numbers; there are so many ways that it
+            takes an hour of a CPU's core. 0 for none, of numbers neither.
+        numbers: share of episodes in which numbers are told as well.
+        texts: token ids of text that is nobody's talk and is to be left alone as well.
     """
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
     making, name = partial(say, "making up what is told and asked"), f"places-{seed}"
-    made = make_episodes(people, episodes, name, split, difficulty, workers=workers, report=making)
+    chosen, told_alone = partial(difficulty, numbers=numbers), partial(alone, numbers=numbers)
+    made = make_episodes(people, episodes, name, split, chosen, workers=workers, report=making)
     made.sort(key=lambda e: e.length)
     kept_on = _kept_on(passes.device, episodes + 2 * stock)
     builder = _Builder(passes, torch.Generator().manual_seed(seed), kept_on)
@@ -110,12 +118,12 @@ def build_bank(
     for start in range(0, episodes, size):
         builder.add(made[start : start + size])
         say("reading what is told and asked", start / episodes)
-    by_themselves = make_episodes(people, stock, f"{name}-stock", split, alone, TOLD_ALONE, workers)
+    by_themselves = make_episodes(people, stock, f"{name}-stock", split, told_alone, TOLD_ALONE, workers)
     by_themselves.sort(key=lambda e: e.length)
     for start in range(0, stock, size):
         builder.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
-    beginning = sorted(openings(people, rng, ordinary), key=_length) if begun else []
+    beginning = sorted(_some_openings(openings(people, rng, ordinary), begun, seed), key=_length) if begun else []
     for start in range(0, len(beginning), size):
         builder.begin(beginning[start : start + size])
         say("reading how replies begin", start / len(beginning))
@@ -124,6 +132,9 @@ def build_bank(
     for start in range(0, len(talk), size):
         builder.leave_alone(talk[start : start + size])
         say("reading ordinary talk", start / len(talk))
+    for start in range(0, len(texts), size):
+        builder.leave_text_alone(texts[start : start + size])
+        say("reading ordinary text", start / len(texts))
     return builder.bank()
 
 
@@ -134,18 +145,24 @@ def _kept_on(device: torch.device, episodes: int) -> torch.device:
     return torch.device("cpu")
 
 
-def difficulty(rng: random.Random) -> Difficulty:
-    """Of one of the episodes."""
+def _some_openings(every: Sequence[Question], share: float, seed: int) -> list[Question]:
+    """All about numbers, and a share of the others."""
+    rng = random.Random(f"begun-{seed}")
+    return [q for q in every if share >= 1 or is_number(q.topic) or rng.random() < share]
+
+
+def difficulty(rng: random.Random, numbers: float = NUMBERS) -> Difficulty:
+    """Of one of the episodes, of which a share tells numbers as well."""
     kind = rng.random()
     talk = _LONG_TALK if rng.random() < _LONG else DIFFICULTY.small_talk
     singles = _FAMILIES <= kind < _FAMILIES + _SINGLES
-    numbers = rng.random() < _NUMBERS
-    return replace(DIFFICULTY, families=kind < _FAMILIES, singles=singles, numbers=numbers, small_talk=talk)
+    told = rng.random() < numbers
+    return replace(DIFFICULTY, families=kind < _FAMILIES, singles=singles, numbers=told, small_talk=talk)
 
 
-def alone(rng: random.Random) -> Difficulty:
+def alone(rng: random.Random, numbers: float = NUMBERS) -> Difficulty:
     """Of one that is told and not asked about."""
-    return replace(difficulty(rng), small_talk=0, corrections=0.0, unknown=0.0, noted=0.0, earlier=0.0)
+    return replace(difficulty(rng, numbers), small_talk=0, corrections=0.0, unknown=0.0, noted=0.0, earlier=0.0)
 
 
 def _length(question: Question) -> int:
@@ -254,12 +271,24 @@ class _Builder:
         self._read("openings", batch, kept)
         self._marks["begun"].append(batch.targets[kept])
         self._marks["opening_begins"].append(_first_few(kept))
+        numbers = torch.tensor([is_number(question.topic) for question in questions])
+        self._marks["opening_numbers"].append(numbers[kept.nonzero()[:, 0]])
 
     def leave_alone(self, questions: Sequence[Question]) -> None:
         batch = read_batch(self._passes.form, [(0, q) for q in questions])
         kept = batch.targets != -100
         self._read("idle", batch, kept)
         self._marks["idle_begins"].append(_first_few(kept))
+        self._marks["idle_texts"].append(torch.zeros(int(kept.sum()), dtype=torch.bool))
+
+    def leave_text_alone(self, texts: Sequence[Sequence[int]]) -> None:
+        """The same for text, all of it."""
+        batch = text_batch(texts)
+        kept = batch.targets != -100
+        self._read("idle", batch, kept)
+        every = torch.ones(int(kept.sum()), dtype=torch.bool)
+        self._marks["idle_begins"].append(~every)
+        self._marks["idle_texts"].append(every)
 
     def _read(self, kind: str, batch: ReadBatch, kept: Tensor) -> None:
         """Keep what is seen at those places of the batch's last ones (N, K)."""
@@ -307,7 +336,7 @@ class _Builder:
         residuals = {kind: torch.cat([empty, *parts]) for kind, parts in self._residuals.items()}
         targets, values = (torch.cat(self._marks[k]) for k in ("targets", "values"))
         begun = torch.cat([targets[:0], *self._marks["begun"]])
-        begins = {k: torch.cat([values[:0], *self._marks[k]]) for k in ("opening_begins", "idle_begins")}
+        begins = {k: torch.cat([values[:0], *self._marks[k]]) for k in _MARKS_BESIDES}
         likely = [
             self._tail(part.to(self._passes.device)).topk(_LIKELY).indices.flatten().cpu()
             for part in residuals["places"][values].split(512)
@@ -329,9 +358,11 @@ class _Builder:
             residuals["openings"],
             begun,
             begins["opening_begins"],
+            begins["opening_numbers"],
             hidden["idle"],
             residuals["idle"],
             begins["idle_begins"],
+            begins["idle_texts"],
             candidates,
             max(self._unsaid, key=self._unsaid.__getitem__, default=int(candidates[0])),
             [f for f in self._stock if f.told],

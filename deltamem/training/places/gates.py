@@ -8,19 +8,16 @@ has seen no numbers is shut on all of their digits.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
-from functools import partial
-from typing import NamedTuple
+from collections.abc import Collection, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.numbers import is_number
-from deltamem.layer import DeltaLayer
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.descent import descend, noisy
+from deltamem.training.places.descent import descend
+from deltamem.training.places.gated import Gates, Wanted, as_it_was, far_off, numbered, there
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.warm_start import delta_layers
 
@@ -31,33 +28,6 @@ _BEGUN, _GONE_ON, _ASKED_ON = 0.75, 0.85, 0.97
 read gate where a later one is to be said."""
 _OPEN = 0.75
 """A write gate counts as open from this share of its floor on: likely words lie just around that."""
-_SPREAD = 256
-
-
-class _Some(NamedTuple):
-    """What is wanted of gates at some of a bank's hidden states (layers, n, hidden size).
-
-    Attributes:
-        hidden: all of a sort.
-        numbers: which of them these are.
-        at_once: how many of these a step looks at.
-        weight: of these.
-        wanted: how far gates are to be open, from how far they were.
-    """
-
-    hidden: Tensor
-    numbers: Tensor
-    at_once: int
-    weight: float
-    wanted: Callable[[Tensor], Tensor]
-
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """(layers, at_once, hidden size), any of these."""
-        return self.hidden[:, self.numbers[torch.randint(len(self.numbers), (self.at_once,), generator=generator)]]
-
-
-def _as_it_was(gates: Tensor) -> Tensor:
-    return gates
 
 
 def fit_gates(
@@ -87,29 +57,14 @@ def fit_gates(
         kinds.append((_READ, Stacked.read_gates, _read(bank)))
     for names, gates, every in kinds:
         weights = [getattr(layer, name) for layer in layers for name in names]
-        spread = every[0].hidden[:, :_SPREAD].float().std(dim=(1, 2))[:, None, None].to(before.device)
-        loss = partial(_loss, layers, before, gates, every, spread, generator)
+
+        def loss(gates: Gates = gates, every: Sequence[Wanted] = every) -> Tensor:
+            return far_off(gates, Stacked(layers), before, every, generator)
+
         descend(weights, loss, steps, "opening gates on values", report, rates=[_RATE] * len(weights))
 
 
-def _loss(
-    layers: Sequence[DeltaLayer],
-    before: Stacked,
-    gates: Callable[[Stacked, Tensor], Tensor],
-    every: Sequence[_Some],
-    spread: Tensor,
-    generator: torch.Generator,
-) -> Tensor:
-    now, loss = Stacked(layers), torch.zeros((), device=before.device)
-    for some in every:
-        hidden = some.draw(generator).to(before.device).float()
-        wanted = some.wanted(gates(before, hidden))
-        found = gates(now, noisy(hidden, spread, generator))
-        loss = loss + some.weight * F.binary_cross_entropy(found.clamp(1e-6, 1 - 1e-6), wanted)
-    return loss
-
-
-def _written(memory: DeltaMemory, bank: Bank, joining: Collection[int]) -> list[_Some]:
+def _written(memory: DeltaMemory, bank: Bank, joining: Collection[int]) -> list[Wanted]:
     """Tokens that were written: first ones of values, later ones and all of numbers, those that join two, and those
     that tell nothing.
     """
@@ -121,15 +76,15 @@ def _written(memory: DeltaMemory, bank: Bank, joining: Collection[int]) -> list[
     later = (later | digits) - joins
     first = set(range(len(ids))) - later - joins
     least_open = _OPEN * memory.config.write_gate_floor
-    return _there(
-        _Some(bank.told, _numbers(first), 256, 20.0, lambda w: torch.where(w > least_open, w.clamp_min(_BEGUN), w)),
-        _Some(bank.told, _numbers(later), 256, 20.0, lambda w: w.clamp_min(_GONE_ON)),
-        _Some(bank.told, _numbers(joins), 64, 8.0, _as_it_was),
-        _Some(bank.other, torch.arange(bank.other.shape[1]), 512, 60.0, _as_it_was),
+    return there(
+        Wanted(bank.told, numbered(first), 256, 20.0, lambda w: torch.where(w > least_open, w.clamp_min(_BEGUN), w)),
+        Wanted(bank.told, numbered(later), 256, 20.0, lambda w: w.clamp_min(_GONE_ON)),
+        Wanted(bank.told, numbered(joins), 64, 8.0, as_it_was),
+        Wanted(bank.other, torch.arange(bank.other.shape[1]), 512, 60.0, as_it_was),
     )
 
 
-def _read(bank: Bank) -> list[_Some]:
+def _read(bank: Bank) -> list[Wanted]:
     """Places where a later token of a value, or any of a number, is to be said; a first one; or another; in ordinary
     talk; in openings.
     """
@@ -137,18 +92,10 @@ def _read(bank: Bank) -> list[_Some]:
     later = {p for f in bank.facts for p in bank.after_value(f) if value[p]}
     later |= {p for f in bank.facts if is_number(f.topic.relation) for p in f.asked if value[p]}
     first = {p for p, is_value in enumerate(value) if is_value} - later
-    return _there(
-        _Some(bank.places, _numbers(later), 256, 20.0, lambda r: r.clamp_min(_ASKED_ON)),
-        _Some(bank.places, _numbers(first), 192, 20.0, _as_it_was),
-        _Some(bank.places, (~bank.values).nonzero()[:, 0], 128, 8.0, _as_it_was),
-        _Some(bank.idle, torch.arange(bank.idle.shape[1]), 512, 40.0, _as_it_was),
-        _Some(bank.openings, torch.arange(bank.openings.shape[1]), 256, 25.0, _as_it_was),
+    return there(
+        Wanted(bank.places, numbered(later), 256, 20.0, lambda r: r.clamp_min(_ASKED_ON)),
+        Wanted(bank.places, numbered(first), 192, 20.0, as_it_was),
+        Wanted(bank.places, (~bank.values).nonzero()[:, 0], 128, 8.0, as_it_was),
+        Wanted(bank.idle, torch.arange(bank.idle.shape[1]), 512, 40.0, as_it_was),
+        Wanted(bank.openings, torch.arange(bank.openings.shape[1]), 256, 25.0, as_it_was),
     )
-
-
-def _numbers(some: Collection[int]) -> Tensor:
-    return torch.tensor(sorted(some), dtype=torch.long)
-
-
-def _there(*kinds: _Some) -> list[_Some]:
-    return [some for some in kinds if len(some.numbers)]

@@ -12,7 +12,6 @@ import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +25,7 @@ from deltamem.training.places.among import some_among
 from deltamem.training.places.bank import Bank, Fact, Report
 from deltamem.training.places.descent import descend, noisy, some_of
 from deltamem.training.places.draw import Drawing, Drawn
+from deltamem.training.places.gated import Wanted, as_it_was, far_off, spread, there
 from deltamem.training.places.sparing import Known, Sparing
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
@@ -39,6 +39,8 @@ _GATES_ALONE = 0.2
 """Share of steps, beside the others, in which gates learn alone."""
 _WRITTEN, _READ, _JOINT = 0.85, 0.97, 0.95
 """Least that gates are to be open where numbers are told, and where they are said."""
+_READ_ALONE = 3.0
+"""Weight of read gates that stay as they were in ordinary talk."""
 _FACTS = (1, 1, 2, 3, 4, 8)
 """How many are told in a history, each as often as it stands here."""
 _PLACES = 256
@@ -51,46 +53,17 @@ _AMONG = 1024
 """Tokens each is told apart from in a step, at most, besides those said in it."""
 _SAMPLE = 12000
 """Hidden states of a sort that are looked at, at most, for how they vary."""
-_OPENINGS, _IDLE = 192, 192
-"""Places in a step where replies begin, and in ordinary talk."""
+_SHUT = 0.1
+"""Most that the joint gate is to be open in text that is nobody's talk."""
+_OPENINGS, _OTHER_OPENINGS, _IDLE = 128, 256, 192
+"""Places in a step where replies about numbers begin, where others do, and in ordinary talk."""
+_LIKELIEST = 4
+"""Tokens that the frozen backbone thinks likeliest at each of the latter, which are told apart as well."""
 _SAID, _BEGUN, _KEPT, _ALONE, _WORDS, _NEVER, _GATES, _MOVED = 1.0, 1.5, 2.0, 4.0, 0.3, 0.5, 2.0, 3.0
-"""Weights: of what is to be said of numbers, of how replies begin, of what was said before of words and in ordinary
-talk, of what is to be said of words, of what was never told, of gates, and of what moved.
+"""Weights: of what is to be said of numbers, of how replies about them begin, of what was said before of words and
+where other replies begin, of leaving ordinary talk alone, of what is to be said of words, of what was never told, of
+gates, and of what moved.
 """
-
-
-class _Sort(NamedTuple):
-    """Some of a bank's hidden states (layers, n, hidden size): those numbered `numbers`."""
-
-    hidden: Tensor
-    numbers: Tensor
-
-    @staticmethod
-    def where(hidden: Tensor, chosen: Tensor | None = None) -> _Sort:
-        """Those `chosen`, (n,), or all."""
-        numbers = torch.arange(hidden.shape[1]) if chosen is None else chosen.nonzero()[:, 0]
-        return _Sort(hidden, numbers)
-
-    def some(self, count: int, generator: torch.Generator) -> Tensor:
-        """So many of them, or all where there are no more."""
-        few = len(self.numbers) <= count
-        return self.hidden[:, self.numbers if few else self.numbers[some_of(len(self.numbers), count, generator)]]
-
-
-class _Opening(NamedTuple):
-    """Gates, and where they are to be open and to stay as they were.
-
-    Attributes:
-        gates: of layers at hidden states.
-        open: where they are to be open by `least` at least.
-        least: see `open`.
-        others: (where they are to stay, how many of these a step looks at, their weight).
-    """
-
-    gates: Callable[[Stacked, Tensor], Tensor]
-    open: _Sort
-    least: float
-    others: Sequence[tuple[_Sort, int, float]]
 
 
 def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
@@ -127,27 +100,41 @@ class _Learning:
         asked = _marked(bank.targets, _parted([*bank.facts, *bank.unknown])[0], "asked")
         after = torch.cat([bank.values[:1] & False, bank.values[:-1]])
         self._asked = asked
-        self._numbers, self._words = (_Sort.where(bank.told, some) for some in (told, ~told))
-        self._said, self._digits = (_Sort.where(bank.places, asked & at) for at in (bank.values | after, bank.values))
-        self._elsewhere = _Sort.where(bank.places, ~asked)
-        self._other, self._openings, self._idle = map(_Sort.where, (bank.other, bank.openings, bank.idle))
-        known_told = self._known(self._words, _Sort.where(bank.before, ~told[: bank.before.shape[1]]), self._other)
-        self._known_asked = self._known(self._elsewhere, self._openings, self._idle)
+        self._numbers, self._words = told.nonzero()[:, 0], (~told).nonzero()[:, 0]
+        self._said, self._digits = ((asked & at).nonzero()[:, 0] for at in (bank.values | after, bank.values))
+        self._elsewhere = (~asked).nonzero()[:, 0]
+        begun, every_idle = bank.opening_numbers, torch.arange(bank.idle.shape[1])
+        self._talk, self._texts = (some.nonzero()[:, 0] for some in (~bank.idle_texts, bank.idle_texts))
+        self._begun, self._begun_otherwise = begun.nonzero()[:, 0], (~begun).nonzero()[:, 0]
+        self._every_other, self._every_idle = torch.arange(bank.other.shape[1]), every_idle
+        before = [(bank.before, self._words)] if bank.before.shape[1] else []
+        known_told = self._known((bank.told, self._words), *before, (bank.other, self._every_other))
+        openings = (bank.openings, self._begun_otherwise)
+        self._known_asked = self._known((bank.places, self._elsewhere), openings, (bank.idle, every_idle))
         asking = [name for name in _ASKED if name == "memory_q_proj" or memory.config.read_gate]
         known = dict.fromkeys(_TOLD, known_told) | dict.fromkeys(asking, self._known_asked)
         self._sparing = Sparing(self._layers, known)
-        self._spread_told, self._spread_asked = _spread(bank.told), _spread(bank.places)
+        self._spread_told, self._spread_asked = spread(bank.told), spread(bank.places)
         # As many words as numbers: of a bank's facts one in ten is a number.
         words = random.Random(seed).sample(of_words, min(len(of_words), len(of_numbers)))
         self._drawing = Drawing(replace(bank, facts=[*of_numbers, *words], stock=(), words=None))
 
     def open_jointly(self, steps: int, report: Report | None) -> None:
-        others = [(self._elsewhere, 128, 1.0), (self._openings, 128, 1.0), (self._idle, 384, 4.0)]
-        opening = _Opening(lambda now, hidden: torch.sigmoid(now.joint_logits(hidden)), self._said, _JOINT, others)
-        sparing = Sparing(self._layers, {"joint_gate_proj": self._known_asked})
-        self._descend(
-            sparing, lambda: self._opened(opening, sparing.stacked()), steps, "reading where numbers are", report
+        bank = self._bank
+        every = there(
+            Wanted(bank.places, self._said, 128, 1.0, lambda gate: gate.clamp_min(_JOINT)),
+            Wanted(bank.openings, self._begun, 64, 1.0, lambda gate: gate.clamp_min(_JOINT)),
+            Wanted(bank.places, self._elsewhere, 128, 1.0, as_it_was),
+            Wanted(bank.openings, self._begun_otherwise, 128, 1.0, as_it_was),
+            Wanted(bank.idle, self._talk, 384, 4.0, as_it_was),
+            Wanted(bank.idle, self._texts, 128, 1.0, lambda gate: gate.clamp_max(_SHUT)),
         )
+        sparing = Sparing(self._layers, {"joint_gate_proj": self._known_asked})
+
+        def loss() -> Tensor:
+            return far_off(_jointly_open, sparing.stacked(), self._was, every, self._generator)
+
+        self._descend(sparing, loss, steps, "reading where numbers are", report)
         sparing.keep()
 
     def open_gates(self, steps: int, report: Report | None) -> None:
@@ -167,59 +154,68 @@ class _Learning:
 
     def _gates(self, now: Stacked) -> Tensor:
         """How far layers' gates are from being open at numbers, and from what they were elsewhere."""
-        written = [(self._words, 128, 1.0), (self._other, 384, 3.0)]
-        loss = self._opened(_Opening(Stacked.write_gates, self._numbers, _WRITTEN, written), now)
+        bank = self._bank
+        written = there(
+            Wanted(bank.told, self._numbers, 128, 1.0, lambda gates: gates.clamp_min(_WRITTEN)),
+            Wanted(bank.told, self._words, 128, 1.0, as_it_was),
+            Wanted(bank.other, self._every_other, 384, 3.0, as_it_was),
+        )
+        loss = far_off(Stacked.write_gates, now, self._was, written, self._generator)
         if self._memory.config.read_gate:
-            others = [(self._elsewhere, 192, 1.0), (self._openings, 128, 1.0), (self._idle, 384, 4.0)]
-            loss = loss + self._opened(_Opening(Stacked.read_gates, self._digits, _READ, others), now)
+            read = there(
+                Wanted(bank.places, self._digits, 128, 1.0, lambda gates: gates.clamp_min(_READ)),
+                Wanted(bank.places, self._elsewhere, 192, 1.0, as_it_was),
+                Wanted(bank.openings, self._begun_otherwise, 128, 1.0, as_it_was),
+                Wanted(bank.idle, self._every_idle, 384, _READ_ALONE, as_it_was),
+            )
+            loss = loss + far_off(Stacked.read_gates, now, self._was, read, self._generator)
         return loss
 
-    def _opened(self, opening: _Opening, now: Stacked) -> Tensor:
-        def apart(sort: _Sort, count: int, least: float) -> Tensor:
-            some = noisy(sort.some(count, self._generator), _spread(sort.hidden), self._generator)
-            some = some.to(self._was.device)
-            wanted = opening.gates(self._was, some).clamp_min(least)
-            return F.binary_cross_entropy(opening.gates(now, some).clamp(1e-6, 1 - 1e-6), wanted)
-
-        loss = apart(opening.open, 128, opening.least)
-        there = [other for other in opening.others if len(other[0].numbers)]
-        return loss + sum(
-            (weight * apart(sort, count, 0.0) for sort, count, weight in there), torch.zeros((), device=loss.device)
-        )
-
     def _loss(self) -> Tensor:
-        """Of one step: cross-entropy of numbers, of how replies begin, of words and of what was never told, the KL to
-        what was said before of words and in ordinary talk, gates, and what moved.
+        """Of one step: cross-entropy of numbers, of how replies about them begin, of words and of what was never told,
+        the KL to what was said before of words and where other replies begin and to the frozen backbone in ordinary
+        talk, gates, and what moved.
         """
         bank, now = self._bank, self._sparing.stacked()
         facts = self._rng.choice(_FACTS)
         drawn = self._drawing.histories(self._rng, facts, max(8, _ROWS // facts), _UNKNOWN, _PLACES)
         told = self._histories(drawn)
-        begun = some_of(bank.openings.shape[1], _OPENINGS, self._generator)
+        begun = torch.cat(
+            [
+                of[some_of(len(of), count, self._generator)]
+                for of, count in ((self._begun, _OPENINGS), (self._begun_otherwise, _OTHER_OPENINGS))
+            ]
+        )
         idle = some_of(bank.idle.shape[1], _IDLE, self._generator)
         hidden = torch.cat([bank.places[:, drawn.places], bank.openings[:, begun], bank.idle[:, idle]], dim=1)
         hidden = noisy(hidden, self._spread_asked, self._generator)
-        residuals = torch.cat([bank.residuals[drawn.places], bank.opening_residuals[begun], bank.idle_residuals[idle]])
+        idle_residuals = bank.idle_residuals[idle]
+        residuals = torch.cat([bank.residuals[drawn.places], bank.opening_residuals[begun], idle_residuals])
         asked, besides = len(drawn.places), len(begun) + len(idle)
         targets = torch.cat([drawn.targets, bank.opening_targets[begun]])
         rows = torch.cat([drawn.rows, torch.randint(len(drawn.told), (besides,), generator=self._generator)])
-        among = some_among(bank.candidates, targets, _AMONG, self._generator, self._was.device)
+        with torch.no_grad():
+            likely = self._tail(idle_residuals.to(self._was.device)).topk(_LIKELIEST).indices.flatten().cpu()
+        said = torch.cat([targets, likely])
+        among = some_among(bank.candidates, said, _AMONG, self._generator, self._was.device)
         found = among.logits(self._tail, now.bent(hidden, residuals, now.written(*told)[0], rows))
         with torch.no_grad():
             was = among.logits(self._tail, self._was.bent(hidden, residuals, self._was.written(*told)[0], rows))
+            frozen = among.logits(self._tail, idle_residuals.to(self._was.device).float())
         each = F.cross_entropy(found[: len(targets)], among.numbers(targets), reduction="none")
         never = drawn.targets == bank.unsaid
-        numbers, words = self._asked[drawn.places] & ~never, ~self._asked[drawn.places] & ~never
+        numbers, words = (some & ~never for some in (self._asked[drawn.places], ~self._asked[drawn.places]))
+        begins = bank.opening_numbers[begun]
         parts = [
             (_SAID, each[:asked][numbers]),
-            (_BEGUN, each[asked:]),
+            (_BEGUN, each[asked:][begins]),
             (_WORDS, each[:asked][words]),
             (_NEVER, each[:asked][never]),
         ]
         loss = torch.stack([weight * part.sum() / max(1, len(part)) for weight, part in parts]).sum()
-        talk = torch.arange(len(targets), len(found))
-        for weight, some in ((_KEPT, words.nonzero()[:, 0]), (_ALONE, talk)):
-            loss = loss + weight * divergence(found[some], was[some]) / max(1, len(some))
+        for kept in (words.nonzero()[:, 0], asked + (~begins).nonzero()[:, 0]):
+            loss = loss + _KEPT * divergence(found[kept], was[kept]) / max(1, len(kept))
+        loss = loss + _ALONE * divergence(found[len(targets) :], frozen) / max(1, len(idle))
         return loss + _GATES * self._gates(now) + _MOVED * self._sparing.moved()
 
     def _histories(self, drawn: Drawn) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
@@ -236,8 +232,14 @@ class _Learning:
         valid = drawn.valid.to(self._was.device)
         return of(bank.told[:, told]), before, of(bank.said(drawn.said.flatten())), valid
 
-    def _known(self, *sorts: _Sort) -> Known:
-        return Known.of(*(sort.some(_SAMPLE, self._generator).to(self._was.device) for sort in sorts))
+    def _known(self, *sorts: tuple[Tensor, Tensor]) -> Known:
+        """Of some of hidden states (layers, n, hidden size), of those that are numbered."""
+        some = [hidden[:, of[some_of(len(of), min(len(of), _SAMPLE), self._generator)]] for hidden, of in sorts]
+        return Known.of(*(hidden.to(self._was.device) for hidden in some))
+
+
+def _jointly_open(layers: Stacked, hidden: Tensor) -> Tensor:
+    return torch.sigmoid(layers.joint_logits(hidden))
 
 
 def _parted(facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
@@ -251,7 +253,3 @@ def _marked(like: Tensor, facts: Sequence[Fact], what: str) -> Tensor:
     marked = torch.zeros(len(like), dtype=torch.bool)
     marked[[number for fact in facts for number in getattr(fact, what)]] = True
     return marked
-
-
-def _spread(hidden: Tensor) -> Tensor:
-    return hidden[:, :256].float().std(dim=(1, 2))[:, None, None]

@@ -5,16 +5,22 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from deltamem.episodes.episode import Question
-from deltamem.episodes.impersonal import impersonal
+from deltamem.episodes.episode import Question, Turn
+from deltamem.episodes.impersonal import about_numbers, impersonal
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.made_up import kept_talk
 from deltamem.training.ordinary import OrdinaryTalk
+from deltamem.training.own_text import write_text
 from deltamem.training.places.bank import Bank, Report, with_words
-from deltamem.training.places.builder import build_bank
+from deltamem.training.places.builder import NUMBERS, build_bank
 from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.recipe import Recipe
+
+_NUMBERS, _BEGUN = 0.8, 0.35
+"""Where numbers alone are learnt: share of episodes that tell some, and of how replies about words begin."""
+_ABOUT_NUMBERS, _TEXTS = 3, 96
+"""Questions about every noun and sum with numbers, and texts, that are left alone where numbers are learnt."""
 
 
 def whole_bank(
@@ -38,10 +44,30 @@ def whole_bank(
         workers: processes that make the episodes; 0 for this one alone.
     """
     asked = _asked(passes, ordinary, recipe, directory, report) if ordinary is not None else []
-    # What is erased hangs on no reply.
-    begun = not recipe.only_erasing
+    texts: list[list[int]] = []
+    if recipe.number_steps and ordinary is not None:
+        numeric = ordinary.others(about_numbers(random.Random(f"numbers-{recipe.seed}"), "train", _ABOUT_NUMBERS))
+        asked += numeric
+        # What has numbers in it is told as well, and is nothing to remember.
+        people.small_talk = people.small_talk + [Turn(q.text, q.answer) for q in numeric]
+        texts = write_text(passes, _TEXTS, recipe.seed, report)
+    begun = 1.0
+    if recipe.only_erasing:
+        begun = 0.0  # what is erased hangs on no reply
+    elif recipe.only_numbers:
+        begun = _BEGUN
     bank = build_bank(
-        passes, people, asked, recipe.bank, recipe.seed, report, stock=recipe.stock, workers=workers, begun=begun
+        passes,
+        people,
+        asked,
+        recipe.bank,
+        recipe.seed,
+        report,
+        stock=recipe.stock,
+        workers=workers,
+        begun=begun,
+        numbers=_NUMBERS if recipe.only_numbers else NUMBERS,
+        texts=texts,
     )
     if not recipe.vocabulary or recipe.only_erasing:
         return bank
