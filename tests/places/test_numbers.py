@@ -15,7 +15,6 @@ from deltamem.layer import jointly_open
 from deltamem.training.places import numbers
 from deltamem.training.places.bank import Bank, Fact
 from deltamem.training.places.draw import Drawing, Token
-from deltamem.training.places.joint import fit_joint_gate
 from deltamem.training.places.numbers import fit_numbers
 from deltamem.training.places.sparing import Known, Sparing
 from deltamem.training.places.stacked import Stacked
@@ -98,9 +97,9 @@ def test_numbers_are_learnt_and_words_stay(
     memory, layers = passes.memory, delta_layers(passes.memory)
     start_from(memory, words_alone)
     if jointly:  # open on words, and shut where a number is to be said
-        fit_joint_gate(memory, words_alone, 200)
         with torch.no_grad():
-            layers[0].joint_gate_proj[:, -4:] -= 1.5
+            layers[0].joint_gate_proj[:, -4:] = -0.5
+            layers[0].joint_gate_bias.fill_(3.0)
     memory.adapter.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
 
@@ -113,7 +112,7 @@ def test_numbers_are_learnt_and_words_stay(
             return jointly_open(Stacked(layers).joint_logits(hidden))
 
     if jointly:
-        assert opened().mean() < 0.3
+        assert opened().max() < 0.3
     was, said = found(), []
     fit_numbers(memory, whole, 150, report=lambda what, _share: said.append(what))
     now = found()
@@ -128,7 +127,7 @@ def test_numbers_are_learnt_and_words_stay(
         {"reading where numbers are"} if jointly else set()
     )
     if jointly:
-        assert opened().min() > 0.5
+        assert opened().mean() > 0.5
 
 
 def test_a_bank_without_numbers_teaches_none(passes: Passes, bank: Bank) -> None:
