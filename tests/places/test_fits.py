@@ -133,12 +133,6 @@ def nearness(passes: Passes, bank: Bank) -> float:
     return float(near[same].mean() - near[~same].mean())
 
 
-@pytest.fixture
-def no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A backbone of bytes learns no numbers from a dozen episodes: they are single digits to it."""
-    monkeypatch.setattr("deltamem.training.places.builder._NUMBERS", 0.0)
-
-
 def few_ways(people: SyntheticPeople, count: int) -> None:
     """Have them ask, and tell of families, in so many ways and the last ones, and those of plain relations: a bank of a
     dozen episodes is to know most.
@@ -157,7 +151,6 @@ def few_ways(people: SyntheticPeople, count: int) -> None:
     ]
 
 
-@pytest.mark.usefixtures("no_numbers")
 def test_keys_trained_on_their_own_are_found_from_more_places(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +159,8 @@ def test_keys_trained_on_their_own_are_found_from_more_places(
     # A small model learns few names in so few steps.
     monkeypatch.setattr(people, "anybody", lambda rng, split: rng.choice(people._people[split]))
     few_ways(people, 18)
-    bank = build_bank(passes, people, IDLE, 24, seed=5, stock=6)
+    # A backbone of bytes learns no numbers from a dozen episodes: they are single digits to it.
+    bank = build_bank(passes, people, IDLE, 24, seed=5, stock=6, numbers=0.0)
     before, said = how_found(passes.memory, bank), []
     fit_keys(passes.memory, bank, 240, report=lambda what, _share: said.append(what))
     after = how_found(passes.memory, bank)
@@ -296,10 +290,9 @@ def said_of_itself(passes: Passes, bank: Bank, numbers: torch.Tensor, ids: torch
     return float((bank.candidates[logits.argmax(-1)] == ids).float().mean())
 
 
-@pytest.mark.usefixtures("no_numbers")
 def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, people: SyntheticPeople) -> None:
     few_ways(people, 12)
-    bank = build_bank(passes, people, IDLE, 12)
+    bank = build_bank(passes, people, IDLE, 12, numbers=0.0)
     keys = [layer.memory_k_proj.clone() for layer in delta_layers(passes.memory)]
     said: list[str] = []
     words = tell_vocabulary(passes, people, 1, report=lambda what, _share: said.append(what))
