@@ -7,7 +7,8 @@ list of prompts: read gates that had seen replies to 390 prompts alone stood ope
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -59,9 +60,7 @@ def make_up(passes: Passes, count: int, seed: int = 0, report: Report | None = N
     """
     form, futile = passes.form, 0
     made: list[Question] = []
-    devices = [passes.device] if passes.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), passes.memory.disabled():
-        torch.manual_seed(seed)
+    with by_itself(passes, seed):
         while len(made) < count and futile < _FUTILE:
             drawn = go_on(passes, [form.opening] * _BATCH, _MESSAGE)
             messages = [tokens for tokens, ended in drawn if ended and len(tokens) >= _SHORTEST]
@@ -74,6 +73,15 @@ def make_up(passes: Passes, count: int, seed: int = 0, report: Report | None = N
             if report is not None:
                 report("letting the backbone talk", min(1.0, len(made) / count))
     return made[:count]
+
+
+@contextmanager
+def by_itself(passes: Passes, seed: int) -> Iterator[None]:
+    """The frozen backbone alone, whose draws are by a seed and move nobody else's."""
+    devices = [passes.device] if passes.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), passes.memory.disabled():
+        torch.manual_seed(seed)
+        yield
 
 
 def go_on(passes: Passes, starts: Sequence[Sequence[int]], most: int) -> list[tuple[list[int], bool]]:

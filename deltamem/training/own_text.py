@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from deltamem.episodes.passes import Passes
-from deltamem.training.made_up import go_on
+from deltamem.training.made_up import by_itself, go_on
 from deltamem.training.places.bank import Report
 
 _BATCH = 16
@@ -52,9 +52,7 @@ def write_text(passes: Passes, count: int, seed: int = 0, report: Report | None 
         Token ids of each; fewer where the backbone ends most of them at once.
     """
     written: list[list[int]] = []
-    devices = [passes.device] if passes.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), passes.memory.disabled():
-        torch.manual_seed(seed)
+    with by_itself(passes, seed):
         for start in range(0, count, _BATCH):
             begun = [_beginning(passes, n) for n in range(start, min(start + _BATCH, count))]
             said = go_on(passes, begun, _LENGTH)

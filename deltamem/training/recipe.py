@@ -153,14 +153,17 @@ class Recipe:
     @property
     def only_erasing(self) -> bool:
         """Whether what is erased is all that is fitted: that takes nothing but what was told."""
-        others = self.steps, self.key_steps, self.say_steps, self.gate_steps
-        return self.fit_erase and not any(others) and not self.steps_at_the_end
+        return self.fit_erase and not self._steps_before_the_end and not self.steps_at_the_end
 
     @property
     def only_numbers(self) -> bool:
         """Whether steps on numbers are all there is."""
-        others = self.steps, self.key_steps, self.say_steps, self.gate_steps, self.joint_steps, self.read_steps
-        return self.number_steps > 0 and not any(others) and not self.fit_erase
+        alone = 0 < self.number_steps == self.steps_at_the_end
+        return alone and not self._steps_before_the_end and not self.fit_erase
+
+    @property
+    def _steps_before_the_end(self) -> int:
+        return self.steps + self.key_steps + self.say_steps + self.gate_steps
 
     @property
     def ends_on_places(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -152,12 +153,18 @@ def test_how_replies_begin_is_kept_of_every_question(
     torch.testing.assert_close(found, expected[inside], atol=0.05, rtol=0.05)
 
 
-def test_the_backbone_makes_up_ordinary_talk(passes: Passes, people: SyntheticPeople) -> None:
+def drawn_apart(make: Callable[[], Any]) -> Any:
+    """What is made, which moves nobody else's draws."""
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    made = make_up(passes, 5, seed=1)
+    made = make()
     assert torch.equal(torch.rand(1), expected), "nobody else's draws are moved"
+    return made
+
+
+def test_the_backbone_makes_up_ordinary_talk(passes: Passes, people: SyntheticPeople) -> None:
+    made = drawn_apart(lambda: make_up(passes, 5, seed=1))
     assert len(made) == 5 and made == make_up(passes, 5, seed=1) and made != make_up(passes, 5, seed=2)
     stop = passes.form.tokenizer.eos_token
     assert all(q.kind == "ordinary" and q.text and q.answer and stop not in q.text + q.answer for q in made)
@@ -172,11 +179,7 @@ def test_the_backbone_makes_up_ordinary_talk(passes: Passes, people: SyntheticPe
 
 
 def test_the_backbone_writes_text_that_is_left_alone(passes: Passes, people: SyntheticPeople) -> None:
-    torch.manual_seed(3)
-    expected = torch.rand(1)
-    torch.manual_seed(3)
-    texts = write_text(passes, 5, seed=1)
-    assert torch.equal(torch.rand(1), expected), "nobody else's draws are moved"
+    texts = drawn_apart(lambda: write_text(passes, 5, seed=1))
     assert texts and texts == write_text(passes, 5, seed=1) != write_text(passes, 5, seed=2)
     assert write_text(passes, 0) == []
     without, bank = (build_bank(passes, people, IDLE, 2, texts=some) for some in ((), texts))
