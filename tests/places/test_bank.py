@@ -20,7 +20,8 @@ from deltamem.training.made_up import make_up
 from deltamem.training.own_text import write_text
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, joined
-from deltamem.training.places.builder import _Builder, _length, build_bank
+from deltamem.training.places.builder import _length, build_bank
+from deltamem.training.places.collector import Collector
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.tail import Tail
 from tests.conftest import make_memory, make_model
@@ -40,7 +41,7 @@ def test_where_a_sentence_begins_is_always_kept(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", Difficulty(facts=1, noted=1.0))
-    monkeypatch.setattr("deltamem.training.places.builder._REST", 0.0)
+    monkeypatch.setattr("deltamem.training.places.collector._REST", 0.0)
     bank = build_bank(passes, people, IDLE, 12)
     replies = [f.asked for f in bank.facts if f.noted]
     assert len(replies) >= 10
@@ -105,17 +106,17 @@ def test_what_stands_before_a_value_is_kept_for_its_key(passes: Passes, people: 
 def test_what_is_passed_on_to_a_value_is_kept_for_its_key(tokenizer: Any, people: SyntheticPeople) -> None:
     keys = {"keys": "pair", "own_share": 0.5, "fading": 0.7}
     passes = Passes(make_memory(make_model().requires_grad_(False), **keys, **OPTIONS), ChatFormat.of(tokenizer))
-    builder = _Builder(passes, torch.Generator().manual_seed(0), torch.device("cpu"))
+    collector = Collector(passes, torch.Generator().manual_seed(0), torch.device("cpu"))
     told = Turn("My dog is Rex. My cat is Tom.", "Ok."), Turn("I live in Rome.", "I see.")
     asked = tuple(Question(q, f"It is {v}.", v) for q, v in (("Dog?", "Rex"), ("Cat?", "Tom"), ("Where?", "Rome")))
     batch = write_batch(passes.form, [Episode(told, asked), Episode(told[1:], asked[2:])])
     places = batch.values > 0
     seen: dict[int, torch.Tensor] = {}
     stop = passes.memory.watch(seen.__setitem__)
-    with torch.no_grad(), passes.memory.disabled(), builder._record_before(places, batch.written):
+    with torch.no_grad(), passes.memory.disabled(), collector._record_before(places, batch.written):
         passes.run(batch)
     stop()
-    (before,) = builder._hidden["before"]
+    (before,) = collector._hidden["before"]
     assert places.any() and not batch.written.all()
     for layer, hidden in seen.items():
         expected = []
@@ -201,7 +202,8 @@ def test_of_how_replies_about_words_begin_a_share_is_enough(
     few = openings(people, random.Random(0))[::100]
     numeric = {q.topic for q in few[::3]}
     monkeypatch.setattr("deltamem.training.places.builder.openings", lambda *_: few)
-    monkeypatch.setattr("deltamem.training.places.builder.is_number", numeric.__contains__)
+    for module in ("builder", "collector"):
+        monkeypatch.setattr(f"deltamem.training.places.{module}.is_number", numeric.__contains__)
     banks = [build_bank(passes, people, IDLE, 2, begun=share) for share in (0.0, 0.3, 1.0)]
     none, some, every = (bank.opening_numbers for bank in banks)
     assert not len(none)

@@ -21,6 +21,7 @@ from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.start import start_from
 from deltamem.training.places.states import states_of
 from deltamem.training.places.tail import Tail
+from deltamem.training.run import extended
 from deltamem.training.warm_start import delta_layers
 from tests.conftest import make_memory, make_model
 from tests.places.conftest import OPTIONS
@@ -79,9 +80,9 @@ def cross_entropy(passes: Passes, bank: Bank, facts: list[Fact]) -> float:
     return float(F.cross_entropy(logits, drawn.targets))
 
 
-@pytest.mark.parametrize("jointly", [False, True])
+@pytest.mark.parametrize(("jointly", "base_queries"), [(False, False), (True, False), (True, True)])
 def test_numbers_are_learnt_and_words_stay(
-    passes: Passes, bank: Bank, jointly: bool, monkeypatch: pytest.MonkeyPatch
+    passes: Passes, bank: Bank, jointly: bool, base_queries: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numeric = set(OTHERS[:4])
     monkeypatch.setattr(numbers, "is_number", numeric.__contains__)
@@ -100,6 +101,12 @@ def test_numbers_are_learnt_and_words_stay(
         with torch.no_grad():
             layers[0].joint_gate_proj[:, -4:] = -0.5
             layers[0].joint_gate_bias.fill_(3.0)
+    if base_queries:
+        memory = extended(memory, replace(memory.config, base_queries=True))
+        passes, layers = Passes(memory, passes.form), delta_layers(memory)
+        with torch.no_grad():
+            for layer in layers:
+                layer.base_state.normal_(std=0.01)
     memory.adapter.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
 
@@ -121,8 +128,9 @@ def test_numbers_are_learnt_and_words_stay(
     assert learnt > 0.3 and lost < learnt / 2, (was, now)
     after = memory.adapter.state_dict()
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
-    joint = {"joint_gate_proj"} if jointly else set()
-    assert moved == WRITTEN_ANEW | joint
+    besides = {"joint_gate_proj"} if jointly else set()
+    besides |= {"memory_base_proj"} if base_queries else set()
+    assert moved == WRITTEN_ANEW | besides
     assert set(said) == {"opening gates on numbers", "learning numbers"} | (
         {"reading where numbers are"} if jointly else set()
     )

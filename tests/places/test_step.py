@@ -45,7 +45,7 @@ def test_a_place_says_what_the_whole_pass_says(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits worked out from the bank are those of running the window through the backbone."""
-    monkeypatch.setattr("deltamem.training.places.builder._REST", 1.0)
+    monkeypatch.setattr("deltamem.training.places.collector._REST", 1.0)
     monkeypatch.setattr("deltamem.training.places.builder._FAMILIES", 0.0)
     monkeypatch.setattr("deltamem.training.places.builder._SINGLES", 0.0)
     rng = random.Random("places-0-0")

@@ -32,7 +32,7 @@ from deltamem.training.places.tail import Tail
 from deltamem.training.warm_start import delta_layers
 
 _TOLD = ("memory_k_proj", "memory_v_proj", "beta_proj")
-_ASKED = ("memory_q_proj", "read_gate_proj")
+_ASKED = ("memory_q_proj", "read_gate_proj", "memory_base_proj")
 _RATES = {"beta_proj": 3.0, "read_gate_proj": 3.0}
 """Of what learns faster than the rest."""
 _GATES_ALONE = 0.2
@@ -111,7 +111,8 @@ class _Learning:
         known_told = self._known((bank.told, self._words), *before, (bank.other, self._every_other))
         openings = (bank.openings, self._begun_otherwise)
         self._known_asked = self._known((bank.places, self._elsewhere), openings, (bank.idle, every_idle))
-        asking = [name for name in _ASKED if name == "memory_q_proj" or memory.config.read_gate]
+        there_are = {"read_gate_proj": memory.config.read_gate, "memory_base_proj": memory.config.base_queries}
+        asking = [name for name in _ASKED if there_are.get(name, True)]
         known = dict.fromkeys(_TOLD, known_told) | dict.fromkeys(asking, self._known_asked)
         self._sparing = Sparing(self._layers, known)
         self._spread_told, self._spread_asked = spread(bank.told), spread(bank.places)

@@ -69,8 +69,8 @@ def whole_bank(
         numbers=_NUMBERS if recipe.only_numbers else NUMBERS,
         texts=texts,
     )
-    if not recipe.vocabulary or recipe.only_erasing:
-        return bank
+    if not recipe.vocabulary or recipe.only_erasing or recipe.only_numbers:
+        return bank  # words in place of a number are none
     return with_words(bank, tell_vocabulary(passes, people, recipe.vocabulary, recipe.seed, report))
 
 
