@@ -188,12 +188,20 @@ def test_the_backbone_writes_text_that_is_left_alone(passes: Passes, people: Syn
     assert torch.equal(bank.idle[:, :first], without.idle)
     assert bank.idle.shape[1] - first == sum(len(ids) - 1 for ids in texts)
     assert not bank.idle_begins[first:].any() and len(bank.idle_begins) == bank.idle.shape[1]
-    assert bank.idle_texts.tolist() == [n >= first for n in range(bank.idle.shape[1])]
+    assert bank.idle_unseen.tolist() == [n >= first for n in range(bank.idle.shape[1])]
     longest = max(texts, key=len)
     with torch.no_grad():
         said = passes.read(text_batch([longest]), None)[:, bank.candidates]
         found = Tail(passes.memory)(bank.idle_residuals[first:], bank.candidates)
     assert min(float((found[at : at + len(said)] - said).abs().max()) for at in range(len(found) - len(said) + 1)) < 0.1
+
+
+def test_talk_that_an_adapter_was_never_shown_is_marked(passes: Passes, people: SyntheticPeople) -> None:
+    new = [Question("What is 7 plus 15?", "22.", kind="ordinary"), Question("how are you", "well", kind="ordinary")]
+    seen, both = (build_bank(passes, people, IDLE, 2, unseen=some) for some in ((), new))
+    assert not seen.idle_unseen.any() and len(both.idle_unseen) == both.idle.shape[1]
+    assert int(both.idle_unseen.sum()) == both.idle.shape[1] - seen.idle.shape[1] > 0
+    assert int(both.idle_unseen.sum()) == 2 * sum(len(passes.form.text(q.answer)) for q in new) + 2 * len(new)
 
 
 def test_of_how_replies_about_words_begin_a_share_is_enough(

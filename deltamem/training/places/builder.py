@@ -63,6 +63,7 @@ def build_bank(
     workers: int = 0,
     begun: float = 1.0,
     numbers: float = NUMBERS,
+    unseen: Sequence[Question] = (),
     texts: Sequence[Sequence[int]] = (),
 ) -> Bank:
     """Run everything through the frozen backbone once.
@@ -80,6 +81,7 @@ def build_bank(
         begun: share that is read of how replies begin, besides all those about numbers; there are so many ways that it
             takes an hour of a CPU's core. 0 for none, of numbers neither.
         numbers: share of episodes in which numbers are told as well.
+        unseen: as `ordinary`, of sorts that an adapter was never shown.
         texts: token ids of text that is nobody's talk and is to be left alone as well.
     """
     say = report or (lambda _what, _share: None)
@@ -99,14 +101,17 @@ def build_bank(
     for start in range(0, stock, size):
         collector.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
-    beginning = sorted(_some_openings(openings(people, rng, ordinary), begun, seed), key=_length) if begun else []
+    prompts = [*ordinary, *unseen]
+    beginning = sorted(_some_openings(openings(people, rng, prompts), begun, seed), key=_length) if begun else []
     for start in range(0, len(beginning), size):
         collector.begin(beginning[start : start + size])
         say("reading how replies begin", start / len(beginning))
     # Once alone in its window and once after others: what came before is no reason to take it for one about oneself.
-    talk = sorted([*ordinary, *after_others(people, rng, ordinary)], key=_length)
+    talk = sorted([*prompts, *after_others(people, rng, prompts)], key=_length)
+    new = {question.text for question in unseen}
     for start in range(0, len(talk), size):
-        collector.leave_alone(talk[start : start + size])
+        some = talk[start : start + size]
+        collector.leave_alone(some, [question.text in new for question in some])
         say("reading ordinary talk", start / len(talk))
     for start in range(0, len(texts), size):
         collector.leave_text_alone(texts[start : start + size])

@@ -29,7 +29,7 @@ _OTHERS_AFTER = 0.3
 """The same of those right after a value, as the "and" of "My cat is called Misty and I work as a nurse."."""
 _BEGINS = 3
 """Tokens of a reply that count as its beginning."""
-_MARKS_BESIDES = ("opening_begins", "opening_numbers", "idle_begins", "idle_texts")
+_MARKS_BESIDES = ("opening_begins", "opening_numbers", "idle_begins", "idle_unseen")
 _MARKS = ("targets", "values", "begun", *_MARKS_BESIDES)
 _LIKELY = 8
 """Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
@@ -153,13 +153,13 @@ class Collector:
         numbers = torch.tensor([is_number(question.topic) for question in questions])
         self._marks["opening_numbers"].append(numbers[kept.nonzero()[:, 0]])
 
-    def leave_alone(self, questions: Sequence[Question]) -> None:
-        """Ordinary talk, with the frozen backbone's replies."""
+    def leave_alone(self, questions: Sequence[Question], unseen: Sequence[bool]) -> None:
+        """Ordinary talk, with the frozen backbone's replies, and of which of it that is true (`Bank.idle_unseen`)."""
         batch = read_batch(self._passes.form, [(0, q) for q in questions])
         kept = batch.targets != -100
         self._read("idle", batch, kept)
         self._marks["idle_begins"].append(_first_few(kept))
-        self._marks["idle_texts"].append(torch.zeros(int(kept.sum()), dtype=torch.bool))
+        self._marks["idle_unseen"].append(torch.tensor(unseen)[kept.nonzero()[:, 0]])
 
     def leave_text_alone(self, texts: Sequence[Sequence[int]]) -> None:
         """The same for text, all of it."""
@@ -168,7 +168,7 @@ class Collector:
         self._read("idle", batch, kept)
         every = torch.ones(int(kept.sum()), dtype=torch.bool)
         self._marks["idle_begins"].append(~every)
-        self._marks["idle_texts"].append(every)
+        self._marks["idle_unseen"].append(every)
 
     def _read(self, kind: str, batch: ReadBatch, kept: Tensor) -> None:
         """Keep what is seen at those places of the batch's last ones (N, K)."""
@@ -243,7 +243,7 @@ class Collector:
             hidden["idle"],
             residuals["idle"],
             begins["idle_begins"],
-            begins["idle_texts"],
+            begins["idle_unseen"],
             candidates,
             max(self._unsaid, key=self._unsaid.__getitem__, default=int(candidates[0])),
             [f for f in self._stock if f.told],

@@ -54,7 +54,7 @@ _AMONG = 1024
 _SAMPLE = 12000
 """Hidden states of a sort that are looked at, at most, for how they vary."""
 _SHUT = 0.1
-"""Most that the joint gate is to be open in text that is nobody's talk."""
+"""Most that the joint gate is to be open in talk with numbers in it, and in text that is nobody's talk."""
 _OPENINGS, _OTHER_OPENINGS, _IDLE = 128, 256, 192
 """Places in a step where replies about numbers begin, where others do, and in ordinary talk."""
 _LIKELIEST = 4
@@ -104,7 +104,7 @@ class _Learning:
         self._said, self._digits = ((asked & at).nonzero()[:, 0] for at in (bank.values | after, bank.values))
         self._elsewhere = (~asked).nonzero()[:, 0]
         begun, every_idle = bank.opening_numbers, torch.arange(bank.idle.shape[1])
-        self._talk, self._texts = (some.nonzero()[:, 0] for some in (~bank.idle_texts, bank.idle_texts))
+        self._talk, self._unseen = (some.nonzero()[:, 0] for some in (~bank.idle_unseen, bank.idle_unseen))
         self._begun, self._begun_otherwise = begun.nonzero()[:, 0], (~begun).nonzero()[:, 0]
         self._every_other, self._every_idle = torch.arange(bank.other.shape[1]), every_idle
         before = [(bank.before, self._words)] if bank.before.shape[1] else []
@@ -128,7 +128,7 @@ class _Learning:
             Wanted(bank.places, self._elsewhere, 128, 1.0, as_it_was),
             Wanted(bank.openings, self._begun_otherwise, 128, 1.0, as_it_was),
             Wanted(bank.idle, self._talk, 384, 4.0, as_it_was),
-            Wanted(bank.idle, self._texts, 128, 1.0, lambda gate: gate.clamp_max(_SHUT)),
+            Wanted(bank.idle, self._unseen, 192, 1.5, lambda gate: gate.clamp_max(_SHUT)),
         )
         sparing = Sparing(self._layers, {"joint_gate_proj": self._known_asked})
 

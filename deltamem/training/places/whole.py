@@ -44,10 +44,10 @@ def whole_bank(
         workers: processes that make the episodes; 0 for this one alone.
     """
     asked = _asked(passes, ordinary, recipe, directory, report) if ordinary is not None else []
+    numeric: list[Question] = []
     texts: list[list[int]] = []
     if recipe.number_steps and ordinary is not None:
         numeric = ordinary.others(about_numbers(random.Random(f"numbers-{recipe.seed}"), "train", _ABOUT_NUMBERS))
-        asked += numeric
         # What has numbers in it is told as well, and is nothing to remember.
         people.small_talk = people.small_talk + [Turn(q.text, q.answer) for q in numeric]
         texts = write_text(passes, _TEXTS, recipe.seed, report)
@@ -67,6 +67,7 @@ def whole_bank(
         workers=workers,
         begun=begun,
         numbers=_NUMBERS if recipe.only_numbers else NUMBERS,
+        unseen=numeric,
         texts=texts,
     )
     if not recipe.vocabulary or recipe.only_erasing or recipe.only_numbers:
