@@ -14,7 +14,8 @@ from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, with_words
-from deltamem.training.places.builder import _early, build_bank
+from deltamem.training.places.builder import build_bank
+from deltamem.training.places.collector import _early
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.vocabulary import tell_vocabulary
 from tests.places.conftest import IDLE

@@ -98,8 +98,8 @@ class Bank:
         idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
         idle_residuals: their residuals.
         idle_begins: (n,) of `idle`, true for the first few of a reply.
-        idle_unseen: (n,) of `idle`, true for what an adapter that knows words alone was never shown: talk with numbers in
-            it, and text that is nobody's talk.
+        idle_unseen: (n,) of `idle`, true for what an adapter that knows words alone was never shown: talk with numbers
+            in it, and text that is nobody's talk.
         candidates: token ids among which a target is told apart.
         unsaid: the token that comes where a value is not known.
         stock: told and not asked about. What asks for a fact says nothing of its value, so they can be asked for at the
