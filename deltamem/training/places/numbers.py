@@ -158,7 +158,7 @@ class _Learning:
         bank = self._bank
         written = there(
             Wanted(bank.told, self._numbers, 128, 1.0, lambda gates: gates.clamp_min(_WRITTEN)),
-            Wanted(bank.told, self._words, 128, 1.0, as_it_was),
+            Wanted(bank.told, self._words, 256, 3.0, as_it_was),
             Wanted(bank.other, self._every_other, 384, 3.0, as_it_was),
         )
         loss = far_off(Stacked.write_gates, now, self._was, written, self._generator)
