@@ -27,6 +27,13 @@ _READ_GATE_OPEN = 3.0
 _JOINT_GATE_OPEN = 1.0
 """Bias a layer's part in the joint gate starts with: open."""
 
+SECOND = {
+    "memory_q_proj": "second_q_proj",
+    "read_gate_proj": "second_read_gate_proj",
+    "joint_gate_proj": "second_joint_gate_proj",
+}
+"""What a second reader has instead."""
+
 
 class Told(NamedTuple):
     """What is written of hidden states; all (B, T, H, r) except gates that may have a last axis of 1."""
@@ -50,7 +57,9 @@ class DeltaLayer(nn.Module):
     ``read_gate_proj`` (H, hidden) and ``read_gate_bias`` (H), when there is a read gate, ``base_state`` (H, r, r), and
     ``memory_base_proj`` (H*r, hidden), when that is asked with queries of its own, ``erase_proj`` (H, hidden) and
     ``erase_bias`` (H), when what is erased is learned, and ``joint_gate_proj`` (1, hidden) and ``joint_gate_bias``
-    (1), this layer's part in the gate of all of them, when there is one.
+    (1), this layer's part in the gate of all of them, when there is one. A second reader has ``second_q_proj``,
+    ``second_read_gate_proj`` and ``second_joint_gate_proj`` as the first, with the same biases, and ``route_proj``
+    (1, hidden) and ``route_bias`` (1), this layer's part in whose reads count.
     """
 
     memory_q_proj: nn.Parameter
@@ -70,6 +79,11 @@ class DeltaLayer(nn.Module):
     read_gate_bias: nn.Parameter
     joint_gate_proj: nn.Parameter
     joint_gate_bias: nn.Parameter
+    second_q_proj: nn.Parameter
+    second_read_gate_proj: nn.Parameter
+    second_joint_gate_proj: nn.Parameter
+    route_proj: nn.Parameter
+    route_bias: nn.Parameter
     base_state: nn.Parameter
     memory_base_proj: nn.Parameter
     erase_proj: nn.Parameter
@@ -81,7 +95,7 @@ class DeltaLayer(nn.Module):
         self.hidden_size = hidden_size
         for name, shape in self.shapes(config, hidden_size, out_features).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
-        own = ["memory_base_proj"] if config.base_queries else []
+        own = ["memory_base_proj"] * config.base_queries + ["second_q_proj"] * config.second_reader
         for name in ("memory_q_proj", "memory_k_proj", "memory_v_proj", *own):
             nn.init.kaiming_uniform_(getattr(self, name), a=math.sqrt(5))
         nn.init.constant_(self.beta_bias, config.beta_bias_init)
@@ -91,6 +105,8 @@ class DeltaLayer(nn.Module):
             nn.init.constant_(self.read_gate_bias, _READ_GATE_OPEN)
         if config.joint_gate:
             nn.init.constant_(self.joint_gate_bias, _JOINT_GATE_OPEN)
+        if config.second_reader:
+            nn.init.constant_(self.route_bias, -_JOINT_GATE_OPEN)  # the first one's count, until it is learnt
         if config.delta_o_rmsnorm:
             nn.init.ones_(self.delta_o_rmsnorm_weight)
         if config.trainable_delta_scale:
@@ -110,6 +126,10 @@ class DeltaLayer(nn.Module):
             shapes |= {"read_gate_proj": (heads, hidden_size), "read_gate_bias": (heads,)}
         if config.joint_gate:
             shapes |= {"joint_gate_proj": (1, hidden_size), "joint_gate_bias": (1,)}
+        if config.second_reader:
+            asking = {"second_q_proj": "memory_q_proj", "second_read_gate_proj": "read_gate_proj"}
+            shapes |= {new: shapes[own] for new, own in asking.items() if own in shapes}
+            shapes |= {"second_joint_gate_proj": (1, hidden_size), "route_proj": (1, hidden_size), "route_bias": (1,)}
         if config.base_state:
             shapes["base_state"] = (config.num_state_heads, config.rank, config.rank)
         if config.base_queries:
@@ -125,8 +145,9 @@ class DeltaLayer(nn.Module):
 
     # Signals
 
-    def _asking(self) -> list[Tensor]:
-        return [self.memory_q_proj, self.read_gate_proj] if self.config.read_gate else [self.memory_q_proj]
+    def _asking(self, second: bool = False) -> list[Tensor]:
+        names = ["memory_q_proj", *["read_gate_proj"] * self.config.read_gate]
+        return [getattr(self, SECOND[name] if second else name) for name in names]
 
     def _telling(self) -> list[Tensor]:
         free = [self.lambda_proj] if self.config.needs_lambda else []
@@ -161,9 +182,9 @@ class DeltaLayer(nn.Module):
         raw = products[..., 2 * width : 2 * width + gates]
         return lendable(self.config, products[..., :width], raw if bias is None else raw + bias)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """Queries alone, (B, T, H, r), for a call that only reads."""
-        products = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._asking()))
+    def queries(self, x: Tensor, second: bool = False) -> Tensor:
+        """Queries alone, (B, T, H, r), for a call that only reads; those of the second reader, if there is one."""
+        products = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._asking(second)))
         width = len(self.memory_q_proj)
         return self._queries(products[..., :width], products[..., width:])
 
@@ -191,9 +212,16 @@ class DeltaLayer(nn.Module):
         """How far each token's read gate stands open, (B, T, H), 0 to 1, before any floor; for a layer that has one."""
         return torch.sigmoid(F.linear(x.to(self.read_gate_proj.dtype), self.read_gate_proj) + self.read_gate_bias)
 
-    def joint_logit(self, x: Tensor) -> Tensor:
-        """This layer's part in the logit of the joint gate, (B, T), of hidden states x; for a layer that has one."""
-        return F.linear(x.to(self.joint_gate_proj.dtype), self.joint_gate_proj, self.joint_gate_bias)[..., 0]
+    def joint_logits(self, x: Tensor) -> Tensor:
+        """This layer's part in the logits of gates of all layers, of hidden states x (B, T, hidden): (B, T, 1) for the
+        joint gate, (B, T, 3) with that of a second reader and the route. For a layer that has one.
+        """
+        weights: list[Tensor] = [self.joint_gate_proj]
+        biases: list[Tensor] = [self.joint_gate_bias]
+        if self.config.second_reader:
+            weights += [self.second_joint_gate_proj, self.route_proj]
+            biases += [self.joint_gate_bias, self.route_bias]
+        return F.linear(x.to(weights[0].dtype), torch.cat(weights), torch.cat(biases))
 
     def _queries(self, raw: Tensor, gate: Tensor) -> Tensor:
         """(B, T, H, r). Reads are linear in the query, so the read gate is its length."""
@@ -218,8 +246,15 @@ class DeltaLayer(nn.Module):
     # Read and write
 
     def read(self, x: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Reads of x (B, T, hidden) from a state (B, H, r, r) that stays as it is: (B, T, H*r)."""
-        q = self.queries(x)
+        """Reads of x (B, T, hidden) from a state (B, H, r, r) that stays as it is: (B, T, H*r), and after them those of
+        a second reader, if there is one.
+        """
+        first = self._read(x, self.queries(x), state, valid)
+        if not self.config.second_reader:
+            return first
+        return torch.cat([first, self._read(x, self.queries(x, second=True), state, valid)], dim=-1)
+
+    def _read(self, x: Tensor, q: Tensor, state: Tensor, valid: Tensor | None) -> Tensor:
         reads = torch.einsum("bhij,bthj->bthi", state, q)
         if self.config.base_state:
             reads = reads + self._of_base(x, q, None)
@@ -236,7 +271,7 @@ class DeltaLayer(nn.Module):
         trace: Callable[[Tensor], None] | None = None,
         lend: Lend | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Token-state write: each token reads, then writes. Reads (B, T, H*r) and the new state.
+        """Token-state write: each token reads, then writes. Reads, as `read` gives them, and the new state.
 
         Padding (not `valid`) does neither; a token that is not `written` (B, T) reads only. `trace` is given the
         write gates (B, T, H, r or 1). `lend` is for keys in pairs; without it nothing was written before the first
@@ -251,10 +286,13 @@ class DeltaLayer(nn.Module):
             gates = mask_gates(gates, written)
         if trace is not None:
             trace(gates.write)
-        reads, state = delta_rule(q, k, v, gates, state, valid)
+        readers = [q, self.queries(x, second=True)] if config.second_reader else [q]
+        # The recurrence once for each: a call of many tokens that reads and writes is a training step's, or short.
+        every = [delta_rule(q, k, v, gates, state, valid) for q in readers]
+        found = [reads for reads, _ in every]
         if config.base_state:
-            reads = reads + self._of_base(x, q, valid)
-        return reads.flatten(-2), state
+            found = [reads + self._of_base(x, q, valid) for reads, q in zip(found, readers, strict=True)]
+        return torch.cat([reads.flatten(-2) for reads in found], dim=-1), every[0][1]
 
     def _token(
         self,
@@ -275,6 +313,8 @@ class DeltaLayer(nn.Module):
             told = products[:, width:]
             added = lend(self._lends(told, self.beta_bias)[:, None])[:, 0]
             products = torch.cat([products[:, :width], paired(config, told, added)], -1)
+        # Before the kernel: each token reads what was there before it.
+        besides = [self._read(x, self.queries(x, second=True), state, valid)[:, 0]] if config.second_reader else []
         everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
         reads, state, gates = token_kernel(
             config,
@@ -295,7 +335,7 @@ class DeltaLayer(nn.Module):
             reads = reads + self._of_base(x, None, valid).flatten(1)
         if trace is not None:
             trace(gates[:, None])
-        return reads[:, None], state
+        return torch.cat([reads, *besides], dim=-1)[:, None], state
 
     def write(self, told: Told, state: Tensor, valid: Tensor | None = None) -> Tensor:
         """Token-state write of what is worked out already: the new state."""
@@ -371,12 +411,6 @@ def read_gate_above(opened: Tensor, floor: float) -> Tensor:
     above = _above(opened, floor)
     # A gate that is shut must be able to learn to open, so the gradient passes the floor by.
     return above + (above.clamp_min(0) - above).detach()
-
-
-def jointly_open(logits: Tensor) -> Tensor:
-    """How far the joint gate stands open, 0 to 1, from the sum of all layers' `DeltaLayer.joint_logit`."""
-    # Not a sigmoid: what is shut is to read nothing at all, and what is open all there is.
-    return (0.5 + 0.5 * logits).clamp(0, 1)
 
 
 def _above(gate: Tensor, floor: float) -> Tensor:

@@ -32,8 +32,8 @@ class RunningLayer:
         site: where it sits.
         weights: the adapter's.
         state: (B, H, r, r).
-        reads: (B, T, H*r); None where it reads nothing.
-        joint: its part in the logit of the joint gate, (B, T), where there is one.
+        reads: (B, T, H*r), of two readers one after the other (B, T, 2*H*r); None where it reads nothing.
+        joint: its part in the logits of gates of all layers, (B, T, 1 or 3), where there are such.
         segment_sum: hidden states that an open segment has gathered, (B, hidden).
         replay: what the recomputation that is on is to see.
         replays: what recomputations may want to see, by the address of the layer's input.

@@ -19,7 +19,8 @@ from deltamem.attach import AttentionSite
 from deltamem.call import Call, Directions
 from deltamem.errors import StateError
 from deltamem.key_pairs import Lend, Lending, lent, lent_width, writes
-from deltamem.layer import DeltaLayer, jointly_open
+from deltamem.layer import DeltaLayer
+from deltamem.readers import heard, shares_of
 from deltamem.running import Entry, RunningLayer, usable
 from deltamem.token_steps import TokenSteps
 from deltamem.told_aside import ToldAside
@@ -234,7 +235,7 @@ class Runtime:
             else:
                 state = self._run(layer, entry, hidden)
             if self._joint_gate and not entry.call.mute:
-                layer.joint = layer.weights.joint_logit(hidden)
+                layer.joint = layer.weights.joint_logits(hidden)
         if entry.call.mute:
             layer.reads = None
         elif entry.call.silent is not None and layer.reads is not None:
@@ -361,14 +362,14 @@ class Runtime:
             assert self._steps is not None
             return self._steps.correct(i, projection, output)
         reading = [x for x in (self._layers if self._at_last else self._layers[i : i + 1]) if x.reads is not None]
-        opened = self._opened(reading, output) if self._joint_gate and reading else None
+        shares = self._shares(reading) if self._joint_gate and reading else None
         for layer in reading:
             assert layer.reads is not None
-            correction = layer.weights.correction(projection, layer.reads).to(output.device)
-            output = output + (correction if opened is None else correction * opened).to(output.dtype)
+            reads = layer.reads if shares is None else heard(layer.reads, shares.to(layer.reads.device))
+            output = output + layer.weights.correction(projection, reads).to(output.device, output.dtype)
         return output
 
-    def _opened(self, reading: list[RunningLayer], output: Tensor) -> Tensor:
-        """How far the joint gate stands open, (B, T, 1), where `output` is."""
-        parts = [layer.joint.to(output.device) for layer in reading if layer.joint is not None]
-        return jointly_open(torch.stack(parts).sum(0))[..., None]
+    def _shares(self, reading: list[RunningLayer]) -> Tensor:
+        """What each reader's reads count for, (B, T, readers), by all layers together."""
+        parts = [layer.joint for layer in reading if layer.joint is not None]
+        return shares_of(torch.stack([part.to(parts[0].device) for part in parts]).sum(0))

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltamem.layer import UNIT_EPS, DeltaLayer
+from deltamem.layer import SECOND, UNIT_EPS, DeltaLayer
 
 Array = NDArray[np.float32]
 
@@ -48,17 +48,22 @@ class TokenSteps:
         base = ["memory_base_proj"] if config.base_queries else []
         erase = ["erase_proj"] if config.learned_erase else []
         joint = ["joint_gate_proj"] if config.joint_gate else []
-        names = ["memory_q_proj", *gate, *base, *joint, "memory_k_proj", "memory_v_proj", "beta_proj", *free, *erase]
-        projections = _fuse(layers, names)
+        second = [SECOND[name] for name in ("memory_q_proj", *gate)] if config.second_reader else []
+        joint += ["second_joint_gate_proj", "route_proj"] if config.second_reader else []
+        asking = ["memory_q_proj", *gate, *base, *second, *joint]
+        projections = _fuse(layers, [*asking, "memory_k_proj", "memory_v_proj", "beta_proj", *free, *erase])
         self._where = self._places()
         base_at = width + (heads if config.read_gate else 0)
         self._base_rows = slice(base_at, base_at + width)
-        split = base_at + (width if config.base_queries else 0) + (1 if config.joint_gate else 0)
+        split = sum(len(getattr(layers[0], name)) for name in asking)
+        self._second_at = split - len(joint) - (base_at if config.second_reader else 0)
         self._reading = list(projections[:, :split])
         self._writing = projections[:, split:]
         self._read_bias = list(_fuse(layers, ["read_gate_bias"])) if config.read_gate else None
-        self._joint_bias = _fuse(layers, ["joint_gate_bias"]) if config.joint_gate else None
-        self._joint = [0.0] * len(layers)
+        biases = ["joint_gate_bias", *["joint_gate_bias", "route_bias"] * config.second_reader]
+        self._joint_biases = {name: _fuse(layers, [name]) for name in biases} if config.joint_gate else {}
+        self._biased = biases if config.joint_gate else []
+        self._joint = [[0.0] * len(joint)] * len(layers)
         self._beta_bias = _fuse(layers, ["beta_bias"])
         self._lambda_bias = _fuse(layers, ["lambda_bias"]) if config.needs_lambda else None
         self._erase_bias = _fuse(layers, ["erase_bias"]) if config.learned_erase else None
@@ -70,7 +75,8 @@ class TokenSteps:
             self._corrections = {"o": [np.concatenate(self._corrections["o"], axis=1)]}
         self._base = _fuse(layers, ["base_state"]) if config.base_state else None
         self._with_base: tuple[Array, Array] | None = None  # the states, and what is read where they are
-        self._reads: list[tuple[Array, float] | None] = [None] * len(layers)
+        readers = 1 + config.second_reader
+        self._reads: list[list[tuple[Array, float] | None]] = [[None] * readers] * len(layers)
         self._seen: list[Array] = []
         self.states: Array | None = None
         self.lent: Array | None = None
@@ -98,24 +104,28 @@ class TokenSteps:
     def read(self, i: int, x: Tensor) -> None:
         """Layer i reads the state for hidden states x of one token; `correct` then has its effect."""
         assert self.states is not None
+        numbers = self._reading[i].dot(_flat(x)).tolist()
+        if self._biased:
+            self._joint[i] = numbers[-len(self._biased) :]
+        at = (0, self._second_at) if self._config.second_reader else (0,)
+        self._reads[i] = [self._read(i, numbers, begin) for begin in at]
+
+    def _read(self, i: int, numbers: list[float], at: int) -> tuple[Array, float] | None:
+        """What a reader reads whose query and gates stand there, and what to multiply it by; None for nothing."""
         heads, rank = self._heads
         width = heads * rank
-        numbers = self._reading[i].dot(_flat(x)).tolist()
-        if self._joint_bias is not None:
-            self._joint[i] = numbers[-1]
         gates = [1.0] * heads
         if self._read_bias is not None:
-            biased = map(operator.add, numbers[width : width + heads], self._read_bias[i].tolist())
+            biased = map(operator.add, numbers[at + width : at + width + heads], self._read_bias[i].tolist())
             gates = list(map(self._opened, biased))
             if not any(gates):
-                self._reads[i] = None
-                return
-        found, scale = self._asked(numbers[:width], gates, self._readable()[i])
+                return None
+        found, scale = self._asked(numbers[at : at + width], gates, self._readable()[i])
         if self._config.base_queries:
             assert self._base is not None
             of_base, its = self._asked(numbers[self._base_rows], gates, self._base[i])
             found, scale = found * np.float32(scale) + of_base * np.float32(its), 1.0
-        self._reads[i] = found, scale * self._scale
+        return found, scale * self._scale
 
     def _asked(self, rows: list[float], gates: list[float], state: Array) -> tuple[Array, float]:
         """What a query that is not normalised yet reads of a state (H, r, r), (H * r), and what to multiply that by."""
@@ -149,11 +159,11 @@ class TokenSteps:
 
     def skip(self, i: int) -> None:
         """Layer i reads nothing for this token."""
-        self._reads[i] = None
+        self._reads[i] = [None] * len(self._reads[i])
 
     def correct(self, i: int, projection: str, output: Tensor) -> Tensor:
         """A projection's output with what was read added."""
-        found, at = (self._together(), 0) if self._config.corrections == "last" else (self._reads[i], i)
+        found, at = (self._together(), 0) if self._config.corrections == "last" else (self._reads[i][0], i)
         if found is None:
             return output
         reads, scale = found
@@ -164,15 +174,29 @@ class TokenSteps:
 
     def _together(self) -> tuple[Array, float] | None:
         """What all layers read, one after the other; None where none did."""
-        opened = 1.0
-        if self._joint_bias is not None:
-            opened = min(1.0, max(0.0, 0.5 + 0.5 * (sum(self._joint) + float(self._joint_bias.sum()))))
-        if not opened or not any(self._reads):
+        shares = self._shares()
+        each = [[found if share else None for found, share in zip(of, shares, strict=True)] for of in self._reads]
+        if not any(any(of) for of in each):
             return None
         heads, rank = self._heads
-        nothing = np.zeros(heads * rank, np.float32)
-        parts = [nothing if found is None else found[0] * np.float32(found[1]) for found in self._reads]
-        return np.concatenate(parts), opened
+        read = np.zeros((len(each), heads * rank), np.float32)
+        for row, of in zip(read, each, strict=True):
+            for found, share in zip(of, shares, strict=True):
+                if found is not None:
+                    row += found[0] * np.float32(found[1] * share)
+        return read.ravel(), 1.0
+
+    def _shares(self) -> list[float]:
+        """`shares_of` all layers' joint logits, or 1."""
+        if not self._biased:
+            return [1.0]
+        biases = [float(self._joint_biases[name].sum()) for name in self._biased]
+        logits = map(operator.add, map(sum, zip(*self._joint, strict=True)), biases)
+        opened = [min(1.0, max(0.0, 0.5 + 0.5 * logit)) for logit in logits]
+        if len(opened) == 1:
+            return opened
+        first, second, route = opened
+        return [(1 - route) * first, route * second]
 
     def keep(self, x: Tensor) -> None:
         """The next layer's hidden states are to be written when the token is through."""

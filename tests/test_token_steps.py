@@ -43,6 +43,21 @@ CONFIGS = {
         base_queries=True,
         output_init="random",
     ),
+    "second reader": DeltaMemConfig(
+        delta_heads=("o",), corrections="last", joint_gate=True, second_reader=True, output_init="random"
+    ),
+    "heads, second reader, base state": DeltaMemConfig(
+        num_state_heads=2,
+        rank=4,
+        delta_heads=("o",),
+        corrections="last",
+        read_gate=True,
+        read_gate_floor=0.3,
+        joint_gate=True,
+        second_reader=True,
+        base_state=True,
+        output_init="random",
+    ),
     "keys in pairs": DeltaMemConfig(keys="pair", own_share=0.5, write_gate_floor=0.2, output_init="random"),
     "keys that fade": DeltaMemConfig(keys="pair", own_share=0.5, fading=0.7, output_init="random"),
     "heads, keys in pairs": DeltaMemConfig(keys="pair", num_state_heads=2, rank=4, output_init="random"),
@@ -60,9 +75,9 @@ def lively(memory: DeltaMemory) -> None:
     torch.manual_seed(1)
     for layer in memory.adapter:
         for name, parameter in layer.named_parameters():
-            if name.startswith(("beta", "lambda", "read_gate", "base", "erase")):
+            if name.startswith(("beta", "lambda", "read_gate", "second_read_gate", "base", "erase")):
                 nn.init.normal_(parameter, std=0.5)
-            elif name.startswith("joint"):
+            elif name.startswith(("joint", "second_joint", "route")):
                 nn.init.normal_(parameter, std=0.1)
 
 

@@ -13,7 +13,7 @@ from deltamem.episodes.episode import Question
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
-from deltamem.layer import jointly_open
+from deltamem.readers import jointly_open
 from deltamem.training.places.builder import build_bank
 from deltamem.training.places.joint import fit_joint_gate
 from deltamem.training.places.reading import fit_reading

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from deltamem.episodes.passes import Passes
 from deltamem.errors import DataError
-from deltamem.layer import jointly_open
+from deltamem.readers import jointly_open
 from deltamem.training.places import numbers
 from deltamem.training.places.bank import Bank, Fact
 from deltamem.training.places.draw import Drawing, Token

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from deltamem.key_pairs import lendable, paired
-from deltamem.layer import DeltaLayer, jointly_open, read_gate_above, unit
+from deltamem.layer import DeltaLayer, read_gate_above, unit
+from deltamem.readers import jointly_open
 from deltamem.side_by_side import write_side_by_side
 from deltamem.training.places.by_row import ByRow
 
