@@ -24,6 +24,7 @@ from deltamem.training.data import parse_mix
 from deltamem.training.fitting import fit_memory
 from deltamem.training.more_heads import put_heads_back
 from deltamem.training.places.longer import lengthen
+from deltamem.training.places.second import begin_as_first
 from deltamem.training.places.start import begin_keys_anew, start_from
 from deltamem.training.presets import Preset
 from deltamem.training.team import Team
@@ -92,7 +93,7 @@ def prepare(
         memory = DeltaMemory.from_pretrained(model, directory)  # its configuration is the run's, wherever it came from
     elif start is not None:
         before = DeltaMemory.from_pretrained(model, start)
-        memory = extended(before, preset.config)
+        memory = extended(before, preset.config, second_reader=preset.recipe.number_steps > 0)
     else:
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
@@ -138,11 +139,12 @@ def prepare(
     return trainer
 
 
-def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
+def extended(memory: DeltaMemory, wanted: DeltaMemConfig, second_reader: bool = False) -> DeltaMemory:
     """The same memory with those `EXTENSIONS`, and keys made of what is wanted; a base state is empty at first.
 
     With more heads or a larger rank than there were, its weights are fresh: `put_heads_back` and `lengthen` are for
-    when they are fitted. Corrections weigh what they did with any rank.
+    when they are fitted. Corrections weigh what they did with any rank. A second reader, where one is wanted and the
+    adapter has a joint gate, asks what the first does.
 
     Raises:
         DataError: the heads that are wanted are not those that there are and as many beside each, the rank is
@@ -166,11 +168,17 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
                 "a larger one can, with as many heads and a gate for each"
             )
         given |= {"rank": rank, "alpha": memory.config.alpha * rank / short}
+    if second_reader and (given["joint_gate"] and not given["base_queries"]):
+        given["second_reader"] = True
     config = replace(memory.config, **given)
     larger = config.num_state_heads > had or config.rank > short
     if larger and config.base_queries and not memory.config.base_queries:
         raise DataError(
             "--base-queries and --new-keys can't come with more heads or a larger --rank; do one after the other"
+        )
+    if larger and config.second_reader:
+        raise DataError(
+            "an adapter with a second reader keeps its heads and its rank; go on with the one it was made from"
         )
     if config == memory.config:
         return memory
@@ -181,6 +189,8 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig) -> DeltaMemory:
         if config.base_queries and not memory.config.base_queries:
             for layer in delta_layers(wider):
                 layer.memory_base_proj.data.copy_(layer.memory_q_proj)
+        if config.second_reader and not memory.config.second_reader:
+            begin_as_first(delta_layers(wider))
     return wider
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from deltamem.episodes.passes import Passes
 from deltamem.errors import DataError
-from deltamem.readers import jointly_open
+from deltamem.layer import SECOND
 from deltamem.training.places import numbers
 from deltamem.training.places.bank import Bank, Fact
 from deltamem.training.places.draw import Drawing, Token
@@ -80,9 +80,12 @@ def cross_entropy(passes: Passes, bank: Bank, facts: list[Fact]) -> float:
     return float(F.cross_entropy(logits, drawn.targets))
 
 
-@pytest.mark.parametrize(("jointly", "base_queries"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("jointly", "base_queries", "second"),
+    [(False, False, False), (True, False, False), (True, True, False), (True, False, True)],
+)
 def test_numbers_are_learnt_and_words_stay(
-    passes: Passes, bank: Bank, jointly: bool, base_queries: bool, monkeypatch: pytest.MonkeyPatch
+    passes: Passes, bank: Bank, jointly: bool, base_queries: bool, second: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     numeric = set(OTHERS[:4])
     monkeypatch.setattr(numbers, "is_number", numeric.__contains__)
@@ -107,6 +110,9 @@ def test_numbers_are_learnt_and_words_stay(
         with torch.no_grad():
             for layer in layers:
                 layer.base_state.normal_(std=0.01)
+    if second:
+        memory = extended(memory, memory.config, second_reader=True)
+        passes, layers = Passes(memory, passes.form), delta_layers(memory)
     memory.adapter.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
 
@@ -116,7 +122,7 @@ def test_numbers_are_learnt_and_words_stay(
     def opened() -> torch.Tensor:
         with torch.no_grad():
             hidden = whole.places[:, [fact.asked[0] for fact in of_numbers]].float()
-            return jointly_open(Stacked(layers).joint_logits(hidden))
+            return Stacked(layers).shares(hidden).sum(-1)
 
     if jointly:
         assert opened().max() < 0.3
@@ -130,10 +136,12 @@ def test_numbers_are_learnt_and_words_stay(
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     besides = {"joint_gate_proj"} if jointly else set()
     besides |= {"memory_base_proj"} if base_queries else set()
-    assert moved == WRITTEN_ANEW | besides
+    asking = {"memory_q_proj", "read_gate_proj", "joint_gate_proj"} if second else set()
+    ours = {SECOND[name] for name in asking} | ({"route_proj", "route_bias"} if second else set())
+    assert moved == (WRITTEN_ANEW | besides) - asking | ours
     assert set(said) == {"opening gates on numbers", "learning numbers"} | (
         {"reading where numbers are"} if jointly else set()
-    )
+    ) | ({"learning whose reads count"} if second else set())
     if jointly:
         assert opened().mean() > 0.5
 

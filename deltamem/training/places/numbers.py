@@ -20,12 +20,14 @@ from torch import Tensor
 from deltamem.episodes.numbers import is_number
 from deltamem.errors import DataError
 from deltamem.evaluation.ordinary import divergence
+from deltamem.layer import DeltaLayer
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.among import some_among
 from deltamem.training.places.bank import Bank, Fact, Report
 from deltamem.training.places.descent import descend, noisy, some_of
 from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.gated import Wanted, as_it_was, far_off, spread, there
+from deltamem.training.places.second import as_second, fit_route, put_back
 from deltamem.training.places.sparing import Known, Sparing
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
@@ -79,17 +81,22 @@ def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, repo
     Raises:
         DataError: the bank tells no numbers, or nothing else.
     """
-    learning = _Learning(memory, bank, seed)
+    layers = delta_layers(memory)
+    readers = as_second(layers) if memory.config.second_reader else layers
+    learning = _Learning(memory, readers, bank, seed)
     if memory.config.joint_gate:
         learning.open_jointly(steps, report)
     learning.open_gates(round(_GATES_ALONE * steps), report)
     learning.learn(steps, report)
+    if memory.config.second_reader:
+        put_back(layers, readers)
+        fit_route(layers, bank, learning.asked, bank.opening_numbers, seed, report)
 
 
 class _Learning:
-    def __init__(self, memory: DeltaMemory, bank: Bank, seed: int) -> None:
+    def __init__(self, memory: DeltaMemory, layers: list[DeltaLayer], bank: Bank, seed: int) -> None:
         self._memory, self._bank, self._tail = memory, bank, Tail(memory)
-        self._layers = delta_layers(memory)
+        self._layers = layers
         self._was = Stacked([copy.deepcopy(layer).requires_grad_(False) for layer in self._layers])
         self._generator, self._rng = torch.Generator().manual_seed(seed), random.Random(seed)
         of_numbers, of_words = _parted(bank.facts)
@@ -99,7 +106,7 @@ class _Learning:
         told = _marked(bank.told_ids, [fact for fact in of_numbers if not fact.noted], "told")
         asked = _marked(bank.targets, _parted([*bank.facts, *bank.unknown])[0], "asked")
         after = torch.cat([bank.values[:1] & False, bank.values[:-1]])
-        self._asked = asked
+        self.asked = asked
         self._numbers, self._words = told.nonzero()[:, 0], (~told).nonzero()[:, 0]
         self._said, self._digits = ((asked & at).nonzero()[:, 0] for at in (bank.values | after, bank.values))
         self._elsewhere = (~asked).nonzero()[:, 0]
@@ -205,7 +212,7 @@ class _Learning:
             frozen = among.logits(self._tail, idle_residuals.to(self._was.device).float())
         each = F.cross_entropy(found[: len(targets)], among.numbers(targets), reduction="none")
         never = drawn.targets == bank.unsaid
-        numbers, words = (some & ~never for some in (self._asked[drawn.places], ~self._asked[drawn.places]))
+        numbers, words = (some & ~never for some in (self.asked[drawn.places], ~self.asked[drawn.places]))
         begins = bank.opening_numbers[begun]
         parts = [
             (_SAID, each[:asked][numbers]),

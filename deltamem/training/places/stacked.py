@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deltamem.key_pairs import lendable, paired
-from deltamem.layer import DeltaLayer, read_gate_above, unit
-from deltamem.readers import jointly_open
+from deltamem.layer import SECOND, DeltaLayer, read_gate_above, unit
+from deltamem.readers import shares_of
 from deltamem.side_by_side import write_side_by_side
 from deltamem.training.places.by_row import ByRow
 
@@ -102,8 +102,19 @@ class Stacked:
 
     def joint_logits(self, x: Tensor) -> Tensor:
         """Logits of the joint gate, (N,)."""
-        parts = self._product(x, "joint_gate_proj")[..., 0] + self._all("joint_gate_bias")
+        return self._summed(x, "joint_gate_proj", "joint_gate_bias")
+
+    def _summed(self, x: Tensor, proj: str, bias: str) -> Tensor:
+        parts = self._product(x, proj)[..., 0] + self._all(bias)
         return parts.sum(0)
+
+    def shares(self, x: Tensor) -> Tensor:
+        """What each reader's reads count for, (N, readers)."""
+        logits = [self.joint_logits(x)]
+        if self.config.second_reader:
+            second = self._summed(x, "second_joint_gate_proj", "joint_gate_bias")
+            logits += [second, self._summed(x, "route_proj", "route_bias")]
+        return shares_of(torch.stack(logits, dim=-1))
 
     def queries(self, x: Tensor, of: str = "memory_q_proj") -> Tensor:
         """(layers, N, H, r)."""
@@ -144,12 +155,22 @@ class Stacked:
         """
         by_row = ByRow(rows.to(self.device), states.shape[1])
         x = hidden.to(self.device).float()
-        return residuals.to(self.device).float() + self.added(x, self.reads(x, states, by_row))
+        bent = residuals.to(self.device).float() + self.added(x, self.reads(x, states, by_row))
+        if not self.config.second_reader:
+            return bent
+        return bent + self.added(x, self._second().reads(x, states, by_row), reader=1)
 
-    def added(self, x: Tensor, reads: Tensor) -> Tensor:
-        """`corrections` at places x, (N, hidden size), as far as the joint gate, if there is one, lets them through."""
+    def _second(self) -> Stacked:
+        """The same layers with what the second reader asks with in the place of the first's."""
+        there = {first: second for first, second in SECOND.items() if hasattr(self._layers[0], second)}
+        return Stacked(self._layers, self._stacks | {first: self._all(second) for first, second in there.items()})
+
+    def added(self, x: Tensor, reads: Tensor, reader: int = 0) -> Tensor:
+        """`corrections` at places x, (N, hidden size), as far as gates of all layers, if there are such, let them
+        through.
+        """
         added = self.corrections(reads)
-        return added * jointly_open(self.joint_logits(x))[:, None] if self.config.joint_gate else added
+        return added * self.shares(x)[:, reader, None] if self.config.joint_gate else added
 
     def corrections(self, reads: Tensor) -> Tensor:
         """What all layers add to the output of the last attention, (N, hidden size), from reads (N, layers, H, r)."""

@@ -1,0 +1,66 @@
+"""A gate of all layers: a logistic regression on what enters them, which tells two sorts of places apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deltamem.training.places.bank import Report
+from deltamem.training.places.descent import descend, noisy, some_of
+
+_DECAY = 1e-3
+"""Of squared weights, for hidden states of unit variance."""
+_SHARPER = 2.0
+"""Times the logit: few tokens are then read at half their strength."""
+_SAMPLE = 4096
+"""Hidden states, at most, of each kind that mean and variance are measured of."""
+
+
+def told_apart(
+    kinds: Sequence[Tensor],
+    draw: Callable[[torch.Generator], tuple[Sequence[Tensor], Sequence[Tensor]]],
+    steps: int,
+    generator: torch.Generator,
+    what: str,
+    report: Report | None = None,
+    lean: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Weights (layers, 1, hidden size), and what each layer's bias is, (1,).
+
+    Args:
+        kinds: all hidden states there are, (layers, n, hidden size) of each kind, to measure how they vary.
+        draw: those of a step at which the gate is to be open, and those at which it is to be shut.
+        steps: of Adam.
+        generator: of everything random.
+        what: is being done, for `report`.
+        report: called with that and the share done.
+        lean: added to the logit.
+    """
+    sample = torch.cat([any_of(hidden, _SAMPLE, generator) for hidden in kinds], dim=1).float()
+    mean, spread = sample.mean(1, keepdim=True), sample.std(1, keepdim=True).clamp_min(1e-3)
+    layers, _, size = sample.shape
+    weights = torch.zeros(layers, 1, size, device=sample.device, requires_grad=True)
+    bias = torch.zeros(1, device=sample.device, requires_grad=True)
+    ones = torch.ones((), device=sample.device)
+
+    def loss() -> Tensor:
+        opened, shut = draw(generator)
+        count = sum(hidden.shape[1] for hidden in opened)
+        x = (torch.cat([*opened, *shut], dim=1).float() - mean) / spread
+        logits = (noisy(x, ones, generator) * weights).sum((0, 2)) + bias
+        wanted = (torch.arange(len(logits), device=logits.device) < count).float()
+        return F.binary_cross_entropy_with_logits(logits, wanted) + _DECAY * weights.square().sum()
+
+    descend([weights, bias], loss, steps, what, report)
+    with torch.no_grad():
+        found = _SHARPER * weights / spread
+        return found, (_SHARPER * (bias + lean) - (found * mean).sum()) / layers
+
+
+def any_of(hidden: Tensor, count: int, generator: torch.Generator, among: Tensor | None = None) -> Tensor:
+    """Some of hidden states (layers, n, hidden size), of those numbered `among`; none where there are none."""
+    some = some_of(hidden.shape[1] if among is None else len(among), count, generator)
+    return hidden[:, (some if among is None else among[some]).to(hidden.device)]
