@@ -94,6 +94,51 @@ def test_the_joint_gate_scales_all_that_a_token_reads(ids: Callable[..., torch.T
     assert torch.equal(after[opened[..., 0] == 0], frozen[opened[..., 0] == 0])
 
 
+def test_all_layers_say_which_readers_reads_count(ids: Callable[..., torch.Tensor]) -> None:
+    """The definition: what each of two readers adds, as far as its joint gate is open, shared out by the route."""
+    model = make_model()
+    memory = make_memory(model, joint_gate=True, second_reader=True, **OPTIONS)
+    tokens = ids(1, 40, 1)
+    added: list[torch.Tensor] = []
+    layers = list(memory.adapter)
+
+    def of(**biases: float) -> torch.Tensor:
+        """What is added with gates of such biases and no weights, or with the weights there are."""
+        for layer in layers:
+            for name, bias in biases.items():
+                getattr(layer, name).fill_(bias)
+        with memory.reading():
+            model(input_ids=tokens)
+        return added.pop() - frozen
+
+    with torch.no_grad():
+        with memory.writing():
+            model(input_ids=ids(1, 20))
+        handle = model.model.layers[-1].self_attn.register_forward_hook(lambda _m, _a, out: added.append(out[0]))
+        seen: dict[int, torch.Tensor] = {}
+        stop = memory.watch(lambda i, hidden: seen.__setitem__(i, hidden))
+        with memory.disabled():
+            model(input_ids=tokens)
+        stop()
+        frozen = added.pop()
+        first, second = of(joint_gate_bias=1.0, route_bias=-1.0), of(route_bias=1.0)
+        logits = []
+        for proj, bias in (("joint_gate", 0.0), ("second_joint_gate", 0.0), ("route", 0.1)):
+            total = torch.zeros(1, 40)
+            for i, layer in enumerate(layers):
+                getattr(layer, f"{proj}_proj").normal_(std=0.2)
+                total += seen[i] @ getattr(layer, f"{proj}_proj")[0] + bias
+            logits.append(((1 + total) / 2).clamp(0, 1)[..., None])
+        found = of(joint_gate_bias=0.0, route_bias=0.1)
+        handle.remove()
+    one, other, route = logits
+    assert ((route > 0) & (route < 1)).any() and (first - second).abs().max() > 1e-3
+    torch.testing.assert_close(found, (1 - route) * one * first + route * other * second, atol=1e-5, rtol=1e-5)
+    for bad in ({"joint_gate": False}, {"base_queries": True, "base_state": True}):
+        with pytest.raises(ConfigError, match="second_reader"):
+            DeltaMemConfig(**(OPTIONS | {"joint_gate": True, "second_reader": True} | bad))
+
+
 def test_what_goes_to_the_last_layer_is_o_alone() -> None:
     for options in ({"delta_heads": ("q", "o")}, {"delta_heads": ("o",), "delta_o_rmsnorm": True}):
         with pytest.raises(ConfigError, match="corrections last"):
