@@ -131,7 +131,7 @@ def test_numbers_are_learnt_and_words_stay(
     now = found()
     learnt, lost = was[0] - now[0], now[1] - was[1]
     # This adapter never learnt to leave ordinary talk alone, and does now, which takes something of words.
-    assert learnt > 0.3 and lost < learnt / 2, (was, now)
+    assert learnt > 0.3 and lost < learnt / (4 if second else 2), (was, now)
     after = memory.adapter.state_dict()
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     besides = {"joint_gate_proj"} if jointly else set()

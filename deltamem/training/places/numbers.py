@@ -4,6 +4,8 @@ An adapter that learnt words and names alone has its gates shut on digits, and f
 First gates learn to open where a number is told and where it is said: the joint gate, then those of single layers.
 Then keys, values and queries learn with them, from histories that tell of numbers and of words. All of it is learnt in
 directions that what tells and asks of words hardly has (`sparing.py`), and what was said of words is said again.
+Where it is a second reader that learns to ask, words are read by the first as before, and the second goes on with
+nothing of words to hold on to. Last, all layers learn whose reads count (`second.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import copy
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -57,15 +60,37 @@ _SAMPLE = 12000
 """Hidden states of a sort that are looked at, at most, for how they vary."""
 _SHUT = 0.1
 """Most that the joint gate is to be open in talk with numbers in it, and in text that is nobody's talk."""
-_OPENINGS, _OTHER_OPENINGS, _IDLE = 128, 256, 192
-"""Places in a step where replies about numbers begin, where others do, and in ordinary talk."""
 _LIKELIEST = 4
 """Tokens that the frozen backbone thinks likeliest at each of the latter, which are told apart as well."""
-_SAID, _BEGUN, _KEPT, _ALONE, _WORDS, _NEVER, _GATES, _MOVED = 1.0, 1.5, 2.0, 4.0, 0.3, 0.5, 2.0, 3.0
-"""Weights: of what is to be said of numbers, of how replies about them begin, of what was said before of words and
-where other replies begin, of leaving ordinary talk alone, of what is to be said of words, of what was never told, of
-gates, and of what moved.
-"""
+_SAID, _BEGUN, _NEVER, _GATES = 1.0, 1.5, 0.5, 2.0
+"""Weights: of what is to be said of numbers, of how replies about them begin, of what was never told, and of gates."""
+
+
+class _Held(NamedTuple):
+    """How hard steps hold on to what there was.
+
+    Attributes:
+        kept: weight of what was said before of words and where other replies begin.
+        alone: of leaving ordinary talk alone.
+        words: of what is to be said of words.
+        moved: of what moved.
+        openings: places in a step where replies about numbers begin.
+        other_openings: those where others do.
+        idle: those in ordinary talk.
+    """
+
+    kept: float
+    alone: float
+    words: float
+    moved: float
+    openings: int
+    other_openings: int
+    idle: int
+
+
+_HELD = _Held(kept=2.0, alone=4.0, words=0.3, moved=3.0, openings=128, other_openings=256, idle=192)
+_FREE = _Held(kept=0.0, alone=0.5, words=0.0, moved=0.0, openings=192, other_openings=8, idle=32)
+"""With a reader that reads first, or for words; and a second one, which does for numbers alone."""
 
 
 def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
@@ -89,6 +114,7 @@ def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, repo
     learning.open_gates(round(_GATES_ALONE * steps), report)
     learning.learn(steps, report)
     if memory.config.second_reader:
+        learning.go_on_alone(steps // 2, report)
         put_back(layers, readers)
         fit_route(layers, bank, learning.asked, bank.opening_numbers, seed, report)
 
@@ -98,6 +124,7 @@ class _Learning:
         self._memory, self._bank, self._tail = memory, bank, Tail(memory)
         self._layers = layers
         self._was = Stacked([copy.deepcopy(layer).requires_grad_(False) for layer in self._layers])
+        self._held = _HELD
         self._generator, self._rng = torch.Generator().manual_seed(seed), random.Random(seed)
         of_numbers, of_words = _parted(bank.facts)
         if not of_numbers or not of_words:
@@ -154,6 +181,13 @@ class _Learning:
         self._descend(self._sparing, self._loss, steps, "learning numbers", report)
         self._sparing.keep()
 
+    def go_on_alone(self, steps: int, report: Report | None) -> None:
+        """Learn to ask for numbers, with nothing of words to hold on to."""
+        known = self._known((self._bank.places, self._said), (self._bank.openings, self._begun))
+        names = [name for name in self._sparing.steps if name in ("memory_q_proj", "read_gate_proj")]
+        self._sparing, self._held = Sparing(self._layers, dict.fromkeys(names, known)), _FREE
+        self.learn(steps, report)
+
     def _descend(
         self, sparing: Sparing, loss: Callable[[], Tensor], steps: int, what: str, report: Report | None
     ) -> None:
@@ -163,6 +197,11 @@ class _Learning:
     def _gates(self, now: Stacked) -> Tensor:
         """How far layers' gates are from being open at numbers, and from what they were elsewhere."""
         bank = self._bank
+        if self._held is _FREE and not self._memory.config.read_gate:
+            return torch.zeros((), device=self._was.device)
+        digits = Wanted(bank.places, self._digits, 128, 1.0, lambda gates: gates.clamp_min(_READ))
+        if self._held is _FREE:
+            return far_off(Stacked.read_gates, now, self._was, there(digits), self._generator)
         written = there(
             Wanted(bank.told, self._numbers, 128, 1.0, lambda gates: gates.clamp_min(_WRITTEN)),
             Wanted(bank.told, self._words, 256, 3.0, as_it_was),
@@ -171,7 +210,7 @@ class _Learning:
         loss = far_off(Stacked.write_gates, now, self._was, written, self._generator)
         if self._memory.config.read_gate:
             read = there(
-                Wanted(bank.places, self._digits, 128, 1.0, lambda gates: gates.clamp_min(_READ)),
+                digits,
                 Wanted(bank.places, self._elsewhere, 192, 1.0, as_it_was),
                 Wanted(bank.openings, self._begun_otherwise, 128, 1.0, as_it_was),
                 Wanted(bank.idle, self._every_idle, 384, _READ_ALONE, as_it_was),
@@ -184,17 +223,17 @@ class _Learning:
         the KL to what was said before of words and where other replies begin and to the frozen backbone in ordinary
         talk, gates, and what moved.
         """
-        bank, now = self._bank, self._sparing.stacked()
+        bank, now, held = self._bank, self._sparing.stacked(), self._held
         facts = self._rng.choice(_FACTS)
         drawn = self._drawing.histories(self._rng, facts, max(8, _ROWS // facts), _UNKNOWN, _PLACES)
         told = self._histories(drawn)
         begun = torch.cat(
             [
                 of[some_of(len(of), count, self._generator)]
-                for of, count in ((self._begun, _OPENINGS), (self._begun_otherwise, _OTHER_OPENINGS))
+                for of, count in ((self._begun, held.openings), (self._begun_otherwise, held.other_openings))
             ]
         )
-        idle = some_of(bank.idle.shape[1], _IDLE, self._generator)
+        idle = some_of(bank.idle.shape[1], held.idle, self._generator)
         hidden = torch.cat([bank.places[:, drawn.places], bank.openings[:, begun], bank.idle[:, idle]], dim=1)
         hidden = noisy(hidden, self._spread_asked, self._generator)
         idle_residuals = bank.idle_residuals[idle]
@@ -217,14 +256,14 @@ class _Learning:
         parts = [
             (_SAID, each[:asked][numbers]),
             (_BEGUN, each[asked:][begins]),
-            (_WORDS, each[:asked][words]),
+            (held.words, each[:asked][words]),
             (_NEVER, each[:asked][never]),
         ]
         loss = torch.stack([weight * part.sum() / max(1, len(part)) for weight, part in parts]).sum()
         for kept in (words.nonzero()[:, 0], asked + (~begins).nonzero()[:, 0]):
-            loss = loss + _KEPT * divergence(found[kept], was[kept]) / max(1, len(kept))
-        loss = loss + _ALONE * divergence(found[len(targets) :], frozen) / max(1, len(idle))
-        return loss + _GATES * self._gates(now) + _MOVED * self._sparing.moved()
+            loss = loss + held.kept * divergence(found[kept], was[kept]) / max(1, len(kept))
+        loss = loss + held.alone * divergence(found[len(targets) :], frozen) / max(1, len(idle))
+        return loss + _GATES * self._gates(now) + held.moved * self._sparing.moved()
 
     def _histories(self, drawn: Drawn) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """What `Stacked.written` takes."""
