@@ -14,6 +14,8 @@ from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.together import any_of, told_apart
 
 _ROUTE_STEPS = 800
+_LEAN = 0.75
+"""Added to the logit: places inside of what is said of numbers are less alike than those of words."""
 _PLACES, _OPENINGS = 128, 192
 """Hidden states in a step at which the second reader's reads are to count: where what it is for is to be said, and
 where replies about that begin."""
@@ -80,7 +82,7 @@ def fit_route(
 
     kinds = [hidden for hidden in (bank.places, bank.openings, bank.idle) if hidden.shape[1]]
     generator = torch.Generator().manual_seed(seed)
-    found, shift = told_apart(kinds, draw, _ROUTE_STEPS, generator, "learning whose reads count", report)
+    found, shift = told_apart(kinds, draw, _ROUTE_STEPS, generator, "learning whose reads count", report, _LEAN)
     with torch.no_grad():
         for layer, own in zip(layers, found, strict=True):
             layer.route_proj.copy_(own)
