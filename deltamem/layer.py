@@ -127,9 +127,8 @@ class DeltaLayer(nn.Module):
         if config.joint_gate:
             shapes |= {"joint_gate_proj": (1, hidden_size), "joint_gate_bias": (1,)}
         if config.second_reader:
-            asking = {"second_q_proj": "memory_q_proj", "second_read_gate_proj": "read_gate_proj"}
-            shapes |= {new: shapes[own] for new, own in asking.items() if own in shapes}
-            shapes |= {"second_joint_gate_proj": (1, hidden_size), "route_proj": (1, hidden_size), "route_bias": (1,)}
+            shapes |= {second: shapes[first] for first, second in SECOND.items() if first in shapes}
+            shapes |= {"route_proj": (1, hidden_size), "route_bias": (1,)}
         if config.base_state:
             shapes["base_state"] = (config.num_state_heads, config.rank, config.rank)
         if config.base_queries:

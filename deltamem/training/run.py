@@ -168,7 +168,7 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, second_reader: bool = 
                 "a larger one can, with as many heads and a gate for each"
             )
         given |= {"rank": rank, "alpha": memory.config.alpha * rank / short}
-    if second_reader and (given["joint_gate"] and not given["base_queries"]):
+    if second_reader and given["joint_gate"] and not given["base_queries"]:
         given["second_reader"] = True
     config = replace(memory.config, **given)
     larger = config.num_state_heads > had or config.rank > short
@@ -178,7 +178,8 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, second_reader: bool = 
         )
     if larger and config.second_reader:
         raise DataError(
-            "an adapter with a second reader keeps its heads and its rank; go on with the one it was made from"
+            "a second reader (--number-steps) can't come with more heads or a larger --rank, nor be there before; "
+            "take those first"
         )
     if config == memory.config:
         return memory

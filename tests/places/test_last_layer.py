@@ -10,9 +10,20 @@ import torch
 
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import ConfigError, DataError, StateError
+from deltamem.memory import DeltaMemory
 from deltamem.training.places.tail import Tail
 from tests.conftest import make_memory, make_model
 from tests.places.conftest import OPTIONS
+
+
+def entering(memory: DeltaMemory, tokens: torch.Tensor) -> dict[int, torch.Tensor]:
+    """What enters each adapted layer of the frozen backbone."""
+    seen: dict[int, torch.Tensor] = {}
+    stop = memory.watch(seen.__setitem__)
+    with memory.disabled():
+        memory.model(input_ids=tokens)
+    stop()
+    return seen
 
 
 def test_no_hidden_state_before_the_last_layer_moves(ids: Callable[..., torch.Tensor]) -> None:
@@ -41,11 +52,7 @@ def test_what_all_layers_read_is_added_to_the_last_attention(ids: Callable[..., 
     with torch.no_grad():
         with memory.writing():
             model(input_ids=ids(1, 20))
-        seen: dict[int, torch.Tensor] = {}
-        stop = memory.watch(lambda i, hidden: seen.__setitem__(i, hidden))
-        with memory.disabled():
-            model(input_ids=tokens)
-        stop()
+        seen = entering(memory, tokens)
         added = torch.zeros(1, 9, 48)
         for i, layer in enumerate(memory.adapter):
             state = memory.state.tensor[i] + layer.base_state
@@ -71,11 +78,7 @@ def test_the_joint_gate_scales_all_that_a_token_reads(ids: Callable[..., torch.T
         with memory.writing():
             model(input_ids=ids(1, 20))
         handle = model.model.layers[-1].self_attn.register_forward_hook(lambda _m, _a, out: added.append(out[0]))
-        seen: dict[int, torch.Tensor] = {}
-        stop = memory.watch(lambda i, hidden: seen.__setitem__(i, hidden))
-        with memory.disabled():
-            model(input_ids=tokens)
-        stop()
+        seen = entering(memory, tokens)
         with memory.reading():
             model(input_ids=tokens)
         logits = torch.zeros(1, 40)
@@ -115,11 +118,7 @@ def test_all_layers_say_which_readers_reads_count(ids: Callable[..., torch.Tenso
         with memory.writing():
             model(input_ids=ids(1, 20))
         handle = model.model.layers[-1].self_attn.register_forward_hook(lambda _m, _a, out: added.append(out[0]))
-        seen: dict[int, torch.Tensor] = {}
-        stop = memory.watch(lambda i, hidden: seen.__setitem__(i, hidden))
-        with memory.disabled():
-            model(input_ids=tokens)
-        stop()
+        seen = entering(memory, tokens)
         frozen = added.pop()
         first, second = of(joint_gate_bias=1.0, route_bias=-1.0), of(route_bias=1.0)
         logits = []

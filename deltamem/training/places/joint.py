@@ -14,7 +14,7 @@ from torch import Tensor
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.together import any_of, told_apart
+from deltamem.training.places.together import any_of, tell_apart
 from deltamem.training.warm_start import delta_layers
 
 _OPENINGS, _OPENING_BEGINS, _PLACES = 64, 192, 256
@@ -52,9 +52,5 @@ def fit_joint_gate(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, r
         ]
         return opened, [any_of(bank.idle, _IDLE, generator), any_of(bank.idle, _IDLE_BEGINS, generator, idle_begins)]
 
-    kinds, generator = (bank.places, bank.idle), torch.Generator().manual_seed(seed)
-    found, shift = told_apart(kinds, draw, steps, generator, "learning when to read", report, _LEAN)
-    with torch.no_grad():
-        for layer, own in zip(delta_layers(memory), found, strict=True):
-            layer.joint_gate_proj.copy_(own)
-            layer.joint_gate_bias.copy_(shift)
+    layers, kinds = delta_layers(memory), (bank.places, bank.idle)
+    tell_apart(layers, "joint_gate", kinds, draw, steps, seed, "learning when to read", report, _LEAN)

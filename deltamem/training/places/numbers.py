@@ -89,8 +89,9 @@ class _Held(NamedTuple):
 
 
 _HELD = _Held(kept=2.0, alone=4.0, words=0.3, moved=3.0, openings=128, other_openings=256, idle=192)
+"""For a reader that words are read with as well."""
 _FREE = _Held(kept=0.0, alone=0.5, words=0.0, moved=0.0, openings=192, other_openings=8, idle=32)
-"""With a reader that reads first, or for words; and a second one, which does for numbers alone."""
+"""For a second one, on its own."""
 
 
 def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
@@ -99,7 +100,8 @@ def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, repo
     Args:
         memory: whose adapter is changed; its corrections go to the last layer.
         bank: what its layers see.
-        steps: of Adam; 300 for rank 64 in 26 layers take twenty minutes of a core.
+        steps: of Adam; 300 for rank 64 in 26 layers take twenty minutes of a core. A second reader takes half as many
+            again.
         seed: of everything random.
         report: called with what is being done and the share done.
 
@@ -197,25 +199,22 @@ class _Learning:
     def _gates(self, now: Stacked) -> Tensor:
         """How far layers' gates are from being open at numbers, and from what they were elsewhere."""
         bank = self._bank
-        if self._held is _FREE and not self._memory.config.read_gate:
-            return torch.zeros((), device=self._was.device)
-        digits = Wanted(bank.places, self._digits, 128, 1.0, lambda gates: gates.clamp_min(_READ))
-        if self._held is _FREE:
-            return far_off(Stacked.read_gates, now, self._was, there(digits), self._generator)
-        written = there(
-            Wanted(bank.told, self._numbers, 128, 1.0, lambda gates: gates.clamp_min(_WRITTEN)),
-            Wanted(bank.told, self._words, 256, 3.0, as_it_was),
-            Wanted(bank.other, self._every_other, 384, 3.0, as_it_was),
-        )
-        loss = far_off(Stacked.write_gates, now, self._was, written, self._generator)
-        if self._memory.config.read_gate:
-            read = there(
-                digits,
+        written = []
+        read = [Wanted(bank.places, self._digits, 128, 1.0, lambda gates: gates.clamp_min(_READ))]
+        if self._held is _HELD:
+            written = [
+                Wanted(bank.told, self._numbers, 128, 1.0, lambda gates: gates.clamp_min(_WRITTEN)),
+                Wanted(bank.told, self._words, 256, 3.0, as_it_was),
+                Wanted(bank.other, self._every_other, 384, 3.0, as_it_was),
+            ]
+            read += [
                 Wanted(bank.places, self._elsewhere, 192, 1.0, as_it_was),
                 Wanted(bank.openings, self._begun_otherwise, 128, 1.0, as_it_was),
                 Wanted(bank.idle, self._every_idle, 384, _READ_ALONE, as_it_was),
-            )
-            loss = loss + far_off(Stacked.read_gates, now, self._was, read, self._generator)
+            ]
+        loss = far_off(Stacked.write_gates, now, self._was, there(*written), self._generator)
+        if self._memory.config.read_gate:
+            loss = loss + far_off(Stacked.read_gates, now, self._was, there(*read), self._generator)
         return loss
 
     def _loss(self) -> Tensor:
@@ -247,7 +246,6 @@ class _Learning:
         among = some_among(bank.candidates, said, _AMONG, self._generator, self._was.device)
         found = among.logits(self._tail, now.bent(hidden, residuals, now.written(*told)[0], rows))
         with torch.no_grad():
-            was = among.logits(self._tail, self._was.bent(hidden, residuals, self._was.written(*told)[0], rows))
             frozen = among.logits(self._tail, idle_residuals.to(self._was.device).float())
         each = F.cross_entropy(found[: len(targets)], among.numbers(targets), reduction="none")
         never = drawn.targets == bank.unsaid
@@ -260,8 +258,11 @@ class _Learning:
             (_NEVER, each[:asked][never]),
         ]
         loss = torch.stack([weight * part.sum() / max(1, len(part)) for weight, part in parts]).sum()
-        for kept in (words.nonzero()[:, 0], asked + (~begins).nonzero()[:, 0]):
-            loss = loss + held.kept * divergence(found[kept], was[kept]) / max(1, len(kept))
+        if held.kept:
+            with torch.no_grad():
+                was = among.logits(self._tail, self._was.bent(hidden, residuals, self._was.written(*told)[0], rows))
+            for kept in (words.nonzero()[:, 0], asked + (~begins).nonzero()[:, 0]):
+                loss = loss + held.kept * divergence(found[kept], was[kept]) / max(1, len(kept))
         loss = loss + held.alone * divergence(found[len(targets) :], frozen) / max(1, len(idle))
         return loss + _GATES * self._gates(now) + held.moved * self._sparing.moved()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltamem.layer import SECOND, DeltaLayer
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.together import any_of, told_apart
+from deltamem.training.places.together import any_of, tell_apart
 
 _ROUTE_STEPS = 800
 _LEAN = 0.75
@@ -81,9 +81,4 @@ def fit_route(
         return second, [*first, any_of(bank.idle, _IDLE, generator)]
 
     kinds = [hidden for hidden in (bank.places, bank.openings, bank.idle) if hidden.shape[1]]
-    generator = torch.Generator().manual_seed(seed)
-    found, shift = told_apart(kinds, draw, _ROUTE_STEPS, generator, "learning whose reads count", report, _LEAN)
-    with torch.no_grad():
-        for layer, own in zip(layers, found, strict=True):
-            layer.route_proj.copy_(own)
-            layer.route_bias.copy_(shift)
+    tell_apart(layers, "route", kinds, draw, _ROUTE_STEPS, seed, "learning whose reads count", report, _LEAN)

@@ -155,22 +155,22 @@ class Stacked:
         """
         by_row = ByRow(rows.to(self.device), states.shape[1])
         x = hidden.to(self.device).float()
-        bent = residuals.to(self.device).float() + self.added(x, self.reads(x, states, by_row))
-        if not self.config.second_reader:
-            return bent
-        return bent + self.added(x, self._second().reads(x, states, by_row), reader=1)
+        readers = [self, self._second()] if self.config.second_reader else [self]
+        return residuals.to(self.device).float() + self.added(x, *(one.reads(x, states, by_row) for one in readers))
 
     def _second(self) -> Stacked:
         """The same layers with what the second reader asks with in the place of the first's."""
         there = {first: second for first, second in SECOND.items() if hasattr(self._layers[0], second)}
         return Stacked(self._layers, self._stacks | {first: self._all(second) for first, second in there.items()})
 
-    def added(self, x: Tensor, reads: Tensor, reader: int = 0) -> Tensor:
-        """`corrections` at places x, (N, hidden size), as far as gates of all layers, if there are such, let them
-        through.
+    def added(self, x: Tensor, *reads: Tensor) -> Tensor:
+        """`corrections` at places x, (N, hidden size), of what the first reader read, or both, as far as gates of all
+        layers, if there are such, let them through.
         """
-        added = self.corrections(reads)
-        return added * self.shares(x)[:, reader, None] if self.config.joint_gate else added
+        added = [self.corrections(of) for of in reads]
+        if self.config.joint_gate:
+            added = [of * share[:, None] for of, share in zip(added, self.shares(x).unbind(-1), strict=False)]
+        return torch.stack(added).sum(0)
 
     def corrections(self, reads: Tensor) -> Tensor:
         """What all layers add to the output of the last attention, (N, hidden size), from reads (N, layers, H, r)."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from deltamem.layer import DeltaLayer
 from deltamem.training.places.bank import Report
 from deltamem.training.places.descent import descend, noisy, some_of
 
@@ -19,30 +20,34 @@ _SAMPLE = 4096
 """Hidden states, at most, of each kind that mean and variance are measured of."""
 
 
-def told_apart(
+def tell_apart(
+    layers: Sequence[DeltaLayer],
+    gate: str,
     kinds: Sequence[Tensor],
     draw: Callable[[torch.Generator], tuple[Sequence[Tensor], Sequence[Tensor]]],
     steps: int,
-    generator: torch.Generator,
+    seed: int,
     what: str,
     report: Report | None = None,
     lean: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Weights (layers, 1, hidden size), and what each layer's bias is, (1,).
+) -> None:
+    """Fit layers' parts in a gate, which begins anew.
 
     Args:
+        layers: of one adapter.
+        gate: which of theirs, by the name before `_proj` and `_bias`.
         kinds: all hidden states there are, (layers, n, hidden size) of each kind, to measure how they vary.
         draw: those of a step at which the gate is to be open, and those at which it is to be shut.
         steps: of Adam.
-        generator: of everything random.
+        seed: of everything random.
         what: is being done, for `report`.
         report: called with that and the share done.
         lean: added to the logit.
     """
+    generator = torch.Generator().manual_seed(seed)
     sample = torch.cat([any_of(hidden, _SAMPLE, generator) for hidden in kinds], dim=1).float()
     mean, spread = sample.mean(1, keepdim=True), sample.std(1, keepdim=True).clamp_min(1e-3)
-    layers, _, size = sample.shape
-    weights = torch.zeros(layers, 1, size, device=sample.device, requires_grad=True)
+    weights = torch.zeros(len(layers), 1, sample.shape[-1], device=sample.device, requires_grad=True)
     bias = torch.zeros(1, device=sample.device, requires_grad=True)
     ones = torch.ones((), device=sample.device)
 
@@ -57,7 +62,10 @@ def told_apart(
     descend([weights, bias], loss, steps, what, report)
     with torch.no_grad():
         found = _SHARPER * weights / spread
-        return found, (_SHARPER * (bias + lean) - (found * mean).sum()) / layers
+        shift = (_SHARPER * (bias + lean) - (found * mean).sum()) / len(layers)
+        for layer, own in zip(layers, found, strict=True):
+            getattr(layer, f"{gate}_proj").copy_(own)
+            getattr(layer, f"{gate}_bias").copy_(shift)
 
 
 def any_of(hidden: Tensor, count: int, generator: torch.Generator, among: Tensor | None = None) -> Tensor:
