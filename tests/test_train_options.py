@@ -120,6 +120,28 @@ def test_queries_of_its_own_ask_the_base_state_the_same_at_first(ids: Callable[.
             extended(memory, DeltaMemConfig(base_state=True, base_queries=True, **more))
 
 
+@pytest.mark.parametrize("more", [{"rank": 16}, {"num_state_heads": 2}])
+def test_a_second_reader_asks_as_the_first_at_first_and_comes_after_more_heads_or_a_larger_rank(
+    ids: Callable[..., torch.Tensor], more: dict[str, int]
+) -> None:
+    model = make_model()
+    last: dict[str, Any] = {"delta_heads": ("o",), "corrections": "last", "joint_gate": True, "rankwise_gates": False}
+    memory = make_memory(model, output_init="random", **last)
+    with memory.writing(), torch.no_grad():
+        expected = model(input_ids=ids(1, 9)).logits
+    with pytest.raises(DataError, match=r"second reader.*take those first"):
+        extended(memory, DeltaMemConfig(**more), second_reader=True)
+    wider = extended(memory, DeltaMemConfig(), second_reader=True)
+    assert wider.config.second_reader and extended(wider, DeltaMemConfig()) is wider
+    with torch.no_grad():
+        for layer in wider.adapter:
+            layer.route_bias.fill_(0.1)  # type: ignore[union-attr, operator]
+    with wider.writing(), torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids(1, 9)).logits, expected)
+    with pytest.raises(DataError, match="second reader"):
+        extended(wider, DeltaMemConfig(**more))
+
+
 def test_keys_of_a_token_alone_count_all_of_it() -> None:
     chosen = chosen_preset(options_of()).config
     assert chosen.keys == "pair" and 0 < chosen.own_share < 1
