@@ -24,6 +24,8 @@ class Difficulty:
         reworded: share of questions whose answer begins in other words than the expected ones, which are not learnt:
             a reply that went its own way is to find the value all the same.
         earlier: share of windows in which something else was said before the question.
+        one_chat: share of windows in which what was told stands before the question as well, each message with a reply
+            that says it back, as in a chat that has not ended.
         others: share of facts that are about somebody else.
         lists: share of values that are two things, of those that are no names.
         sessions: share of histories that are told in two sessions.
@@ -51,6 +53,7 @@ class Difficulty:
     noted: float = 0.0
     reworded: float = 0.0
     earlier: float = 0.0
+    one_chat: float = 0.0
     others: float = 0.0
     lists: float = 0.0
     sessions: float = 0.0

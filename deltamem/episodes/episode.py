@@ -44,6 +44,11 @@ class Question:
     given: str = ""
     also: tuple[str, ...] = ()
 
+    @property
+    def length(self) -> int:
+        """Characters in its window."""
+        return sum(len(q.text) + len(q.answer) for q in (*self.earlier, self))
+
 
 def in_window(turns: Iterable[Turn]) -> tuple[Question, ...]:
     """Turns as they stand before a question in its window, where nothing of them is learnt."""

@@ -20,6 +20,9 @@ _TALKED, _ASKED, _NOT_KNOWN = 0.3, 0.3, 0.3
 asks for what was never told."""
 _ORDINARY = 0.5
 """Share of the turns before an opening that are ordinary prompts, where there are such."""
+_CHATS, _CHAT = 0.4, (2, 3, 4, 6)
+"""Share of what stands before an opening that is one chat in which all messages tell something and all replies say it
+back, and how many turns that has."""
 _INDIRECT = 0.3
 """Share of questions that are put indirectly, of those that can be."""
 _SOMEBODY_ELSES = 0.35
@@ -51,8 +54,10 @@ def _turns(
     people: SyntheticPeople, rng: random.Random, relations: Sequence[Relation], ordinary: Sequence[Question] = ()
 ) -> tuple[Question, ...]:
     """What may have been said before in a window: things told and asked, small talk, and ordinary prompts, with the
-    replies.
+    replies; or a chat in which one thing after the other is told.
     """
+    if rng.random() < _CHATS:
+        return in_window(_told_turn(people, rng, rng.choice(relations), 1.0) for _ in range(rng.choice(_CHAT)))
 
     def turn() -> Turn:
         if ordinary and rng.random() < _ORDINARY:
@@ -72,9 +77,14 @@ def _any_turn(people: SyntheticPeople, rng: random.Random, relation: Relation) -
         kind = "unknown" if rng.random() < _NOT_KNOWN else fact.kind
         asked = people.phrasing.asked(rng, fact, kind, Difficulty(), "train")
         return Turn(asked.text, asked.answer)
+    return _told_turn(people, rng, relation, 0.7)
+
+
+def _told_turn(people: SyntheticPeople, rng: random.Random, relation: Relation, said_back: float) -> Turn:
+    """Something told, and the reply, which says it back with that chance."""
     fact, said = people.told(rng, relation)
     noted = people.phrasing.noted([fact])
-    return Turn(said, noted if rng.random() < 0.7 else rng.choice(people.phrasing.acknowledgements))
+    return Turn(said, noted if rng.random() < said_back else rng.choice(people.phrasing.acknowledgements))
 
 
 def _tellable(people: SyntheticPeople) -> list[Relation]:

@@ -20,7 +20,11 @@ from deltamem.episodes.phrasing import Phrasing
 from deltamem.episodes.relation_data import families, read_data, singles, told_relations, unusual
 from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.values import Values
+from deltamem.episodes.windows import windows
 from deltamem.episodes.words import Split
+
+_SAID_BACK = 0.8
+"""Share of messages that tell something whose replies say it back, in one chat."""
 
 
 class SyntheticPeople:
@@ -116,7 +120,8 @@ class SyntheticPeople:
         breaks: tuple[int, ...] = ()
         if difficulty.sessions and len(history) > 1 and rng.random() < difficulty.sessions:
             breaks = (rng.randint(1, len(history) - 1),)
-        return Episode(tuple(history), tuple(self._windows(rng, questions, difficulty)), breaks=breaks)
+        chat = [self._said_back(rng, turn, [*told, *untrue]) for turn in history] if difficulty.one_chat else []
+        return Episode(tuple(history), tuple(windows(rng, questions, difficulty, self.small_talk, chat)), breaks=breaks)
 
     def _one_of_each(self, rng: random.Random, relations: list[Relation]) -> list[Relation]:
         """The relations and those of the families, one of each id: the same thing is told in one episode once."""
@@ -248,21 +253,10 @@ class SyntheticPeople:
             more.append(Question(turn.user, answer, value, said[0].relation.id, kind="noted", also=tuple(also)))
         return more
 
-    def _windows(self, rng: random.Random, questions: list[Question], difficulty: Difficulty) -> list[Question]:
-        """Questions one after another in one window, now and then with a turn of small talk before them."""
-        if not difficulty.earlier:
-            return questions
-        rng.shuffle(questions)
-        windows: list[Question] = []
-        while questions:
-            before: list[Question] = []
-            if rng.random() < difficulty.earlier:
-                before = [questions.pop() for _ in range(min(len(questions) - 1, rng.choice((0, 1, 1, 2))))]
-                if not before or rng.random() < 0.2:
-                    turn = rng.choice(self.small_talk)
-                    before.insert(0, Question(turn.user, turn.reply, kind="ordinary"))
-            windows.append(replace(questions.pop(), earlier=tuple(before)))
-        return windows
+    def _said_back(self, rng: random.Random, turn: Turn, facts: Sequence[Fact]) -> Turn:
+        """A turn with the reply that a chat would mostly have given."""
+        said = sorted((f for f in facts if f.value in turn.user), key=lambda f: turn.user.index(f.value))
+        return Turn(turn.user, self.phrasing.noted(said)) if said and rng.random() < _SAID_BACK else turn
 
     # The backbone's own words
 

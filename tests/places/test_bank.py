@@ -20,7 +20,7 @@ from deltamem.training.made_up import make_up
 from deltamem.training.own_text import write_text
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, joined
-from deltamem.training.places.builder import _length, build_bank
+from deltamem.training.places.builder import _LENGTH, build_bank
 from deltamem.training.places.collector import Collector
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.tail import Tail
@@ -139,7 +139,7 @@ def test_how_replies_begin_is_kept_of_every_question(
     told = [q for q in asked if q.answer.startswith("Got it.")]
     assert {q.topic for q in told} >= {r.id for r in (*people.relations, *people.singles, *people.families)}
     assert 0.4 < sum(bool(q.earlier) for q in asked) / len(asked) < 0.6
-    few = sorted([*(q for q in asked if not q.earlier), *(q for q in asked if q.earlier)][-14::2], key=_length)
+    few = sorted([*(q for q in asked if not q.earlier), *(q for q in asked if q.earlier)][-14::2], key=_LENGTH)
     assert any(q.earlier for q in few)
     monkeypatch.setattr("deltamem.training.places.builder.openings", lambda _people, _rng, _ordinary: few)
     bank = build_bank(passes, people, IDLE, 2)

@@ -8,12 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.passes import Passes
 from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.places import draw
-from deltamem.training.places.bank import Bank, with_words
+from deltamem.training.places.bank import Bank, joined, part_of, with_words
 from deltamem.training.places.builder import build_bank
 from deltamem.training.places.collector import _early
 from deltamem.training.places.draw import Drawing
@@ -180,3 +181,37 @@ def test_a_statement_is_replied_to_when_it_has_been_told(bank: Bank) -> None:
     assert all(tuple(told[valid].tolist()) in own for told, valid in zip(alone.told, alone.valid, strict=True))
     none = replace(bank, facts=[fact for fact in bank.facts if not fact.noted])
     assert not len(Drawing(none).statements(random.Random(0), 2, 30).places)
+
+
+def test_what_stands_in_its_window_is_asked_for_with_all_that_does(
+    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "deltamem.training.places.builder.DIFFICULTY", Difficulty(facts=4, one_chat=0.6, unknown=1.0, together=0.5)
+    )
+    bank = build_bank(passes, people, IDLE, 24, seed=1)
+    inside = [fact for fact in bank.facts if fact.in_window]
+    never = [fact for fact in bank.unknown if fact.seen]
+    assert len(inside) > 10 and len(never) > 3 and len(inside) < len(bank.facts)
+    assert any(set(fact.seen) - set(fact.told) for fact in inside)
+    topics = {token: fact.topic for fact in bank.facts for token in fact.told}
+    own = {place: fact for fact in bank.facts for place in fact.asked}
+    own |= {place: fact for fact in bank.unknown for place in fact.asked}
+    drawn = Drawing(bank).histories(random.Random(0), 2, 60, 1.0, 4000)
+    kinds = [0, 0]
+    for place, row, target in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True):
+        fact, told = own[place], drawn.told[row][drawn.valid[row]].tolist()
+        if not fact.seen:
+            continue
+        assert target == int(bank.targets[place]), "what stands in its window is what is to be said"
+        assert set(fact.told) <= set(told)
+        there = {topics[token] for token in told}
+        assert {topics[token] for token in fact.seen} <= there, "and all of that was told"
+        kinds[bool(fact.told)] += 1
+    assert min(kinds) > 10
+
+    half = part_of(bank, inside[:3])
+    again = joined([half, half])
+    for fact, was in zip(again.facts, inside[:3] * 2, strict=True):
+        ids = again.told_ids[fact.seen].tolist()
+        assert ids and set(ids) <= set(bank.told_ids[was.seen].tolist()) and fact.in_window

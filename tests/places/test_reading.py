@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from deltamem.training.places.start import start_from
 from deltamem.training.places.states import states_of
 from deltamem.training.places.tail import Tail
 from deltamem.training.places.vocabulary import tell_vocabulary
+from deltamem.training.run import extended
 from deltamem.training.warm_start import delta_layers
 from tests.places.conftest import IDLE
 
@@ -44,6 +46,21 @@ def test_reading_is_learnt_without_touching_what_is_written(passes: Passes, peop
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     assert moved == {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}
     assert set(said) == {"learning to read"}
+
+
+def test_both_readers_learn_to_read(passes: Passes, bank: Bank) -> None:
+    start_from(passes.memory, bank)
+    memory = extended(passes.memory, replace(passes.memory.config, joint_gate=True), second_reader=True)
+    memory.adapter.requires_grad_(True)
+    with torch.no_grad():
+        for layer in delta_layers(memory):
+            layer.route_bias.zero_()  # each counts half
+    before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
+    fit_reading(memory, bank, 3)
+    after = memory.adapter.state_dict()
+    moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
+    own = {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"}
+    assert moved == own | {"second_q_proj", "second_read_gate_proj"}
 
 
 def test_learning_to_read_leaves_ordinary_talk_alone(passes: Passes, bank: Bank) -> None:

@@ -50,6 +50,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "list of two": {"facts": 2, "difficulty": Difficulty(lists=1.0), "of_kind": "word"},
     "several tokens": {"facts": 2, "difficulty": Difficulty(long_values=1.0)},
     "numbers": {"facts": 2, "numbers": True},
+    "words and numbers": {"facts": _PLAIN, "difficulty": Difficulty(numbers=True)},
     "longer words": {"facts": 2, "difficulty": Difficulty(longer=1.0), "longer": True},
     "one sentence": {"facts": 2, "difficulty": Difficulty(together=1.0, joined=1.0)},
     "alike": {"facts": 2, "difficulty": Difficulty(natural=1.0), "alike": True},
@@ -59,16 +60,22 @@ KINDS: dict[str, dict[str, Any]] = {
     "after ordinary talk": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "recall", "earlier": True},
     "never told after ordinary talk": {"facts": _PLAIN, "difficulty": _EVERYDAY, "only": "unknown", "earlier": True},
     "never told": {"facts": _PLAIN, "difficulty": Difficulty(unknown=1.0), "only": "unknown"},
+    "never told beside numbers": {
+        "facts": _PLAIN,
+        "difficulty": Difficulty(unknown=1.0, numbers=True),
+        "only": "unknown",
+    },
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
     "never told but close": {"facts": 1, "difficulty": _NATURAL_UNKNOWN, "only": "unknown", "pairs": CLOSE},
 }
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
-name was told and a yacht's, with values that one would expect, and both are asked for (close: a dog's and a cat's); or
-the dog's alone was told, and the yacht's (the cat's) is asked for. Several tokens are two words, or a made-up one;
-longer words are such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"; numbers are ages,
-years, codes, days and times. Asked before is what was asked and answered three times already, as was all else that was
-told, and something that was not: where the backbone replies itself, a wrong reply may have made the next one worse.
-After ordinary talk is what is asked with ordinary questions and their answers before it in its window."""
+name was told and a yacht's, with values that one would expect, and both are asked for (close: a dog's and a cat's);
+or the dog's alone was told, and the yacht's (the cat's) is asked for. Several tokens are two words, or a made-up
+one; longer words are such as one would expect and tokenizers have in pieces, as "Pixie" and "Albuquerque"; numbers
+are ages, years, codes, days and times, and of words and numbers there are about as many of each. Asked before is
+what was asked and answered three times already, as was all else that was told, and something that was not: where the
+backbone replies itself, a wrong reply may have made the next one worse. After ordinary talk is what is asked with
+ordinary questions and their answers before it in its window."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
     "1 fact": (1, Difficulty(noted=1.0)),
     "2 facts": (2, Difficulty(noted=1.0, together=1.0)),

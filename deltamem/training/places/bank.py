@@ -62,6 +62,8 @@ class Fact:
         noted: it is asked for in the reply to the statement, which stands before it.
         asked: numbers of the bank's places at which a reply about it is to go on; none where it was told alone.
         corrects: it was told to correct something told before ("Actually, my dog's name is Rufus.").
+        seen: numbers of the bank's `told` tokens that stand in the window it is asked in as well, its own among them
+            where it was told there.
     """
 
     topic: Topic
@@ -70,6 +72,18 @@ class Fact:
     noted: bool = False
     asked: list[int] = field(default_factory=list)
     corrects: bool = False
+    seen: list[int] = field(default_factory=list)
+
+    @property
+    def in_window(self) -> bool:
+        """Whether it was told in the window it is asked in."""
+        return not set(self.told).isdisjoint(self.seen)
+
+    def numbered_anew(self, told: Callable[[int], int | None], asked: Callable[[int], int]) -> Fact:
+        """The same where tokens and places have other numbers; what was seen may be gone."""
+        seen = [new for t in self.seen if (new := told(t)) is not None]
+        own = [new for t in self.told if (new := told(t)) is not None]
+        return replace(self, told=own, asked=[asked(p) for p in self.asked], seen=seen)
 
 
 @dataclass(frozen=True)
@@ -182,7 +196,7 @@ def part_of(bank: Bank, facts: Sequence[Fact]) -> Bank:
     rows: dict[str, list[int]] = {"told_ids": told, "residuals": asked, "targets": asked, "values": asked}
     return replace(
         bank,
-        facts=[replace(f, told=[tokens[t] for t in f.told], asked=[places[p] for p in f.asked]) for f in facts],
+        facts=[fact.numbered_anew(tokens.get, places.__getitem__) for fact in facts],
         unknown=[],
         stock=(),
         words=None,
@@ -204,7 +218,7 @@ def joined(banks: Sequence[Bank]) -> Bank:
     told = asked = 0
     for bank in banks:
         for own, into in ((bank.facts, facts), (bank.unknown, unknown), (bank.stock, stock)):
-            into += [replace(f, told=[t + told for t in f.told], asked=[p + asked for p in f.asked]) for f in own]
+            into += [fact.numbered_anew(told.__add__, asked.__add__) for fact in own]
         told, asked = told + len(bank.told_ids), asked + len(bank.targets)
     candidates = torch.unique(torch.cat([bank.candidates for bank in banks]))
     common: dict[str, Any] = {"candidates": candidates, "unsaid": banks[0].unsaid, "stock": stock, **tensors}

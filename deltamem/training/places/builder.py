@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from operator import attrgetter
 
 import torch
 
@@ -29,6 +30,7 @@ DIFFICULTY = Difficulty(
     noted=0.5,
     reworded=0.3,
     earlier=0.2,
+    one_chat=0.3,
     others=0.3,
     lists=0.15,
     natural=0.35,
@@ -47,6 +49,8 @@ NUMBERS = 0.2
 _LONG, _LONG_TALK = 0.03, 14
 """Share of episodes with up to so many turns of small talk."""
 _BATCH, _BATCH_ON_GPU = 24, 192
+_LENGTH = attrgetter("length")
+"""What goes through the backbone together is of about one length."""
 _EPISODE_BYTES = 2**20
 """What is kept of an episode takes, about, with 26 layers of smollm2-135m; openings and ordinary talk are on top."""
 
@@ -89,7 +93,7 @@ def build_bank(
     making, name = partial(say, "making up what is told and asked"), f"places-{seed}"
     chosen, told_alone = partial(difficulty, numbers=numbers), partial(alone, numbers=numbers)
     made = make_episodes(people, episodes, name, split, chosen, workers=workers, report=making)
-    made.sort(key=lambda e: e.length)
+    made.sort(key=_LENGTH)
     kept_on = _kept_on(passes.device, episodes + 2 * stock)
     collector = Collector(passes, torch.Generator().manual_seed(seed), kept_on)
     size = _BATCH if passes.device.type == "cpu" else _BATCH_ON_GPU
@@ -97,17 +101,17 @@ def build_bank(
         collector.add(made[start : start + size])
         say("reading what is told and asked", start / episodes)
     by_themselves = make_episodes(people, stock, f"{name}-stock", split, told_alone, TOLD_ALONE, workers)
-    by_themselves.sort(key=lambda e: e.length)
+    by_themselves.sort(key=_LENGTH)
     for start in range(0, stock, size):
         collector.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
     prompts = [*ordinary, *unseen]
-    beginning = sorted(_some_openings(openings(people, rng, prompts), begun, seed), key=_length) if begun else []
+    beginning = sorted(_some_openings(openings(people, rng, prompts), begun, seed), key=_LENGTH) if begun else []
     for start in range(0, len(beginning), size):
         collector.begin(beginning[start : start + size])
         say("reading how replies begin", start / len(beginning))
     # Once alone in its window and once after others: what came before is no reason to take it for one about oneself.
-    talk = sorted([*prompts, *after_others(people, rng, prompts)], key=_length)
+    talk = sorted([*prompts, *after_others(people, rng, prompts)], key=_LENGTH)
     new = {question.text for question in unseen}
     for start in range(0, len(talk), size):
         some = talk[start : start + size]
@@ -144,8 +148,3 @@ def difficulty(rng: random.Random, numbers: float = NUMBERS) -> Difficulty:
 def alone(rng: random.Random, numbers: float = NUMBERS) -> Difficulty:
     """Of one that is told and not asked about."""
     return replace(difficulty(rng, numbers), small_talk=0, corrections=0.0, unknown=0.0, noted=0.0, earlier=0.0)
-
-
-def _length(question: Question) -> int:
-    """About how long the window of a question is: those of a length go through the backbone together."""
-    return sum(len(turn.text) + len(turn.answer) for turn in (*question.earlier, question))

@@ -122,7 +122,8 @@ class Close:
 
 def _asked_first(drawing: Drawing, bank: Bank) -> list[tuple[Fact, int]]:
     """Facts that can be found by what they are about, and the place where the value of each begins."""
-    findable = ((fact, drawing.first_place(fact)) for fact in bank.facts if not fact.early and not fact.noted)
+    some = (fact for fact in bank.facts if not (fact.early or fact.noted or fact.in_window))
+    findable = ((fact, drawing.first_place(fact)) for fact in some)
     return [(fact, place) for fact, place in findable if place is not None]
 
 

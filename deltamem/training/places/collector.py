@@ -67,7 +67,7 @@ class Collector:
         self._facts += [fact for own in facts for fact in own.values()]
         self._tell(episodes, facts, _OTHERS)
         asked = [(i, q) for i, episode in enumerate(episodes) for q in episode.questions]
-        asked.sort(key=lambda pair: len(pair[1].text))
+        asked.sort(key=lambda pair: pair[1].length)
         # As many windows at a time as histories.
         for start in range(0, len(asked), len(episodes)):
             self._ask(episodes, asked[start : start + len(episodes)], facts)
@@ -123,6 +123,9 @@ class Collector:
         for (i, window), (counting, keeping, in_value, targets) in zip(asked, marks, strict=True):
             asks = [q for q in (*window.earlier, window) if q.kind != "ordinary"]
             numbers = [episodes[i].asked.index(question) + 1 for question in asks]
+            seen = _seen(episodes[i], window, facts[i])
+            for number in numbers:
+                facts[i][number].seen = seen
             at = -1
             for k in (k for k, counted in enumerate(counting) if counted):
                 # Targets of one answer follow each other; between two answers there are positions without.
@@ -267,6 +270,13 @@ def _facts(episode: Episode) -> dict[int, Fact]:
         for n, q in enumerate(episode.asked, 1)
         if q.kind != "ordinary"
     }
+
+
+def _seen(episode: Episode, window: Question, facts: dict[int, Fact]) -> list[int]:
+    """Numbers of told tokens of values that stand in what was said before a question in its window."""
+    said = " ".join(text for turn in window.earlier if turn.kind == "ordinary" for text in (turn.text, turn.answer))
+    there = [n for n, q in enumerate(episode.asked, 1) if q.kind not in ("unknown", "noted") and q.value]
+    return [token for n in there if (episode.asked[n - 1].value or "") in said for token in facts[n].told]
 
 
 def _topic(question: Question) -> Topic:

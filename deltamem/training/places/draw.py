@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -106,7 +106,9 @@ class Drawing:
         # Where the statement itself stands before it, what is to be said hangs on that one statement.
         self._apart = [fact for fact in bank.facts if not fact.noted]
         self._stated = [fact for fact in bank.facts if fact.noted]
-        firsts = ((fact.topic, self.first_place(fact)) for fact in self._apart)
+        # Where its value stands in its window, it is what is to be said there, and nothing else is.
+        anew = [fact for fact in self._apart if not fact.in_window]
+        firsts = ((fact.topic, self.first_place(fact)) for fact in anew)
         self.first_places = grouped((topic, first) for topic, first in firsts if first is not None)
         # They can be asked for where another about the same is, and nowhere else.
         self._stock = [fact for fact in bank.stock if fact.topic in self.first_places]
@@ -118,7 +120,7 @@ class Drawing:
         self._same = grouped((fact.topic, fact) for fact in every)
         self._of = grouped((fact.topic.relation, fact) for fact in every)
         self._alike = grouped((sort_of(fact.topic.relation), fact) for fact in every)
-        self._alike_to_ask = grouped((sort_of(f.topic.relation), f) for f in (*self._apart, *bank.unknown))
+        self._alike_to_ask = grouped((sort_of(f.topic.relation), f) for f in (*anew, *bank.unknown))
         self._beginnings = grouped(
             (self._numbers[fact.topic], token)
             for fact in (*self._apart, *self._stock)
@@ -127,7 +129,8 @@ class Drawing:
             for token in fact.told
             if self._ids[token] == begins
         )
-        self._to_ask = grouped((f.topic.relation, f) for f in (*self._apart, *bank.unknown))
+        self._to_ask = grouped((f.topic.relation, f) for f in (*anew, *bank.unknown))
+        self._anew = anew
         found = [t for t in self.first_places if self._numbers[t] in self._beginnings]
         self._sorts = [ts for ts in grouped((sort_of(t.relation), t) for t in found).values() if len(ts) >= _SORT]
         self._topics = found
@@ -170,6 +173,7 @@ class Drawing:
             before = [rng.choice(self._same[f.topic]) for f, share in shares if rng.random() < share]
             swapped = [self._swaps(rng, fact) for fact in chosen]
             told.append([Token(t, t, self.about(f, t)) for f in before for t in f.told])
+            told[-1] += self._also_seen(chosen, topics)
             for fact, swaps in zip(chosen, swapped, strict=True):
                 told[-1] += [Token(t, swaps.get(self._ids[t], t), self.about(fact, t)) for t in fact.told]
             # Among others, what is told before its topic can't be found by it; asking would teach keys to fit anything.
@@ -178,7 +182,8 @@ class Drawing:
                 asked += self._asked(rng, row, chosen[i], swapped[i])
             for _ in chosen:
                 if rng.random() < unknown:
-                    asked += self._never_told(rng, row, topics)
+                    never, seen = self._never_told(rng, row, topics)
+                    asked, told[-1] = asked + never, seen + told[-1]
         values = [a for a in asked if self._value[a[1]]]
         rest = [a for a in asked if not self._value[a[1]]]
         values = rng.sample(values, min(len(values), places))
@@ -195,7 +200,8 @@ class Drawing:
         for row in range(count if self._stated else 0):
             stated = rng.choice(self._stated)
             chosen = [*self._facts(rng, facts), stated] if facts else [stated]
-            told.append([Token(t, t, self.about(fact, t)) for fact in chosen for t in fact.told])
+            told.append(self._also_seen([stated], {fact.topic for fact in chosen}))
+            told[-1] += [Token(t, t, self.about(fact, t)) for fact in chosen for t in fact.told]
             asked += [(row, place, self._targets[place]) for place in stated.asked]
         return self.laid_out(rng, told, asked)
 
@@ -263,7 +269,7 @@ class Drawing:
 
     def _swaps(self, rng: random.Random, fact: Fact) -> dict[int, int]:
         """Ids of tokens of its value that are told with another's, and the number of that."""
-        words = () if fact.noted else self._swappable.get(fact.told[0], ())
+        words = () if fact.noted or fact.in_window else self._swappable.get(fact.told[0], ())
         begins = self._begins_with(fact)
         kinds = {word: self._others(rng, word == begins) for word in words if rng.random() < _SWAPPED}
         return {word: rng.choice(others) for word, others in kinds.items() if others}
@@ -283,7 +289,7 @@ class Drawing:
             return self._ids[swaps[own]] if self._value[place] and own in swaps else own
 
         asked = [(row, p, target(p)) for p in fact.asked]
-        if fact.noted or (begins := self._begins_with(fact)) is None:
+        if fact.noted or fact.in_window or (begins := self._begins_with(fact)) is None:
             return asked
         said = self._ids[swaps[begins]] if begins in swaps else begins
         others = rng.choices(self.first_places[fact.topic], k=_CROSSED)
@@ -300,8 +306,19 @@ class Drawing:
         """The place where its value begins, if it is asked for."""
         return next((p for p in fact.asked if self._value[p] and p not in self._later), None)
 
-    def _never_told(self, rng: random.Random, row: int, topics: set[Topic]) -> list[tuple[int, int, int]]:
-        """Any fact's question is one about something never told where it was not."""
+    def _also_seen(self, facts: Sequence[Fact], topics: Collection[Topic]) -> list[Token]:
+        """Other things that were told in the windows these are asked in, but for what is of one of the topics."""
+        taken = {self._numbers[topic] for topic in topics if topic in self._numbers}
+        tokens = dict.fromkeys(t for fact in facts for t in fact.seen)
+        seen = ((t, self._about_own.get(t)) for t in tokens)
+        return [Token(t, t, about) for t, about in seen if about is not None and about not in taken]
+
+    def _never_told(
+        self, rng: random.Random, row: int, topics: set[Topic]
+    ) -> tuple[list[tuple[int, int, int]], list[Token]]:
+        """Any fact's question is one about something never told where it was not; and what else was told in its
+        window.
+        """
         bank = self._bank
         near = None
         if rng.random() < _NEAR:
@@ -309,13 +326,14 @@ class Drawing:
             nearest = self._near.get(told) if rng.random() < _CLOSEST else None
             near = self._to_ask.get(rng.choice(nearest)) if nearest else self._alike_to_ask.get(sort_of(told))
         for _ in range(_TRIES):
-            fact = rng.choice(near or (bank.unknown if bank.unknown and rng.random() < 0.5 else self._apart))
+            fact = rng.choice(near or (bank.unknown if bank.unknown and rng.random() < 0.5 else self._anew))
             if fact.topic not in topics:
+                seen = self._also_seen([fact], topics)
                 if not fact.told:
-                    return [(row, place, self._targets[place]) for place in fact.asked]
+                    return [(row, place, self._targets[place]) for place in fact.asked], seen
                 first = self.first_place(fact)
-                return [] if first is None else [(row, first, bank.unsaid)]
-        return []
+                return ([] if first is None else [(row, first, bank.unsaid)]), seen
+        return [], []
 
     def _other(self, rng: random.Random, token: Token) -> int:
         some = self._beginnings.get(token.about)

@@ -61,8 +61,10 @@ _MARGIN = 0.5
 """Logits that a gate which is to be shut is to be below its floor."""
 _RATES = {
     "memory_q_proj": 1.0,
+    "second_q_proj": 1.0,
     "memory_base_proj": 1.0,
     "read_gate_proj": 3.0,
+    "second_read_gate_proj": 3.0,
     "read_gate_bias": 3.0,
     "base_state": 4.0,
 }
@@ -80,7 +82,7 @@ def fit_reading(
     report: Report | None = None,
     close_weight: float = 0.0,
 ) -> None:
-    """Train W_q, the read gates and the base state.
+    """Train W_q, the read gates and the base state; of both readers, where there are two.
 
     Args:
         memory: whose adapter is changed; its corrections go to the last layer.

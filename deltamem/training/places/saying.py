@@ -109,7 +109,8 @@ class Saying:
         every = [(place, fact) for fact in bank.facts for place in fact.asked]
         after = {place for fact in bank.facts for place in bank.after_value(fact)}
         self._asked = [place for place, _ in every if values[place]]
-        self._first = [p for p, fact in every if values[p] and not fact.noted and p not in after]
+        apart = ((p, fact) for p, fact in every if not (fact.noted or fact.in_window))
+        self._first = [p for p, fact in apart if values[p] and p not in after]
         self._rest = [(p, fact.told) for p, fact in every if not values[p]]
         self._after = [rest for rest in self._rest if rest[0] in after] or self._rest
         self._unknown = [place for fact in bank.unknown for place in fact.asked]
