@@ -69,6 +69,12 @@ def train_adapter(
         int | None,
         typer.Option(min=0, help="Steps in which numbers are learnt besides, after all others, with --from (places)."),
     ] = None,
+    chat_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Steps on what is asked in the chat in which it was told, after those, with --from (places)."
+        ),
+    ] = None,
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="Begin --from's keys and queries anew, fitted; keep the rest (places).")
     ] = False,
@@ -216,6 +222,7 @@ def train_adapter(
         "read_steps": read_steps,
         "joint_steps": joint_steps,
         "number_steps": number_steps,
+        "chat_steps": chat_steps,
         "new_keys": new_keys or None,
         "keep_writing": keep_writing or None,
         "vocabulary": vocabulary,

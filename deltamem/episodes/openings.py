@@ -20,19 +20,21 @@ _TALKED, _ASKED, _NOT_KNOWN = 0.3, 0.3, 0.3
 asks for what was never told."""
 _ORDINARY = 0.5
 """Share of the turns before an opening that are ordinary prompts, where there are such."""
-_CHATS, _CHAT = 0.4, (2, 3, 4, 6)
-"""Share of what stands before an opening that is one chat in which all messages tell something and all replies say it
-back, and how many turns that has."""
+_CHAT = (2, 3, 4, 6)
+"""Turns of a chat in which all messages tell something and all replies say it back."""
 _INDIRECT = 0.3
 """Share of questions that are put indirectly, of those that can be."""
 _SOMEBODY_ELSES = 0.35
 """Share of openings that are about what is somebody else's, where such a thing can be."""
 
 
-def openings(people: SyntheticPeople, rng: random.Random, ordinary: Sequence[Question] = ()) -> list[Question]:
+def openings(
+    people: SyntheticPeople, rng: random.Random, ordinary: Sequence[Question] = (), chats: float = 0.0
+) -> list[Question]:
     """Every way to ask, and to tell, of the training split, with what the reply to it begins with; some of a
     family's ways each, and messages that tell several things. Half of them come after other turns, `ordinary` ones
-    among them: a backbone likes to say what it said before.
+    among them: a backbone likes to say what it said before. A share `chats` of what stands before them is one chat in
+    which all is told and said back.
     """
     told = _tellable(people)
     made = []
@@ -41,22 +43,28 @@ def openings(people: SyntheticPeople, rng: random.Random, ordinary: Sequence[Que
     for relation in told:
         made += [_opening(people, rng, relation, "statement", way) for way in _some(rng, relation, relation.statements)]
     made += [_opening_of_several(people, rng, told) for _ in range(len(made) // _TOGETHER)]
-    return [replace(q, earlier=_turns(people, rng, told, ordinary)) if rng.random() < 0.5 else q for q in made]
+    return [replace(q, earlier=_turns(people, rng, told, ordinary, chats)) if rng.random() < 0.5 else q for q in made]
 
 
-def after_others(people: SyntheticPeople, rng: random.Random, questions: Sequence[Question]) -> list[Question]:
+def after_others(
+    people: SyntheticPeople, rng: random.Random, questions: Sequence[Question], chats: float = 0.0
+) -> list[Question]:
     """The questions, each after other turns in its window, as openings of replies are."""
     relations = _tellable(people)
-    return [replace(q, earlier=_turns(people, rng, relations)) for q in questions]
+    return [replace(q, earlier=_turns(people, rng, relations, chats=chats)) for q in questions]
 
 
 def _turns(
-    people: SyntheticPeople, rng: random.Random, relations: Sequence[Relation], ordinary: Sequence[Question] = ()
+    people: SyntheticPeople,
+    rng: random.Random,
+    relations: Sequence[Relation],
+    ordinary: Sequence[Question] = (),
+    chats: float = 0.0,
 ) -> tuple[Question, ...]:
     """What may have been said before in a window: things told and asked, small talk, and ordinary prompts, with the
     replies; or a chat in which one thing after the other is told.
     """
-    if rng.random() < _CHATS:
+    if chats and rng.random() < chats:
         return in_window(_told_turn(people, rng, rng.choice(relations), 1.0) for _ in range(rng.choice(_CHAT)))
 
     def turn() -> Turn:

@@ -58,6 +58,8 @@ class Recipe:
         joint_steps: steps in which the joint gate, if there is one, alone learns where to read, after all but those.
         number_steps: steps in which an adapter that knows words alone learns numbers as well, and leaves what it knows
             as it is, after all others, where corrections go to the last layer.
+        chat_steps: steps in which a second reader learns what is asked in the chat in which it was told, after those;
+            nothing that is written changes.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
             the last layer; the rest goes on.
         keep_writing: no step changes keys, values or write gates: what was written by the adapter a run began with
@@ -125,6 +127,7 @@ class Recipe:
     read_steps: int = 0
     joint_steps: int = 0
     number_steps: int = 0
+    chat_steps: int = 0
     new_keys: bool = False
     keep_writing: bool = False
     vocabulary: int = 0
@@ -157,8 +160,8 @@ class Recipe:
 
     @property
     def only_numbers(self) -> bool:
-        """Whether steps on numbers are all there is."""
-        alone = 0 < self.number_steps == self.steps_at_the_end
+        """Whether steps on numbers, and in chats, are all there is."""
+        alone = 0 < self.number_steps + self.chat_steps == self.steps_at_the_end
         return alone and not self._steps_before_the_end and not self.fit_erase
 
     @property
@@ -173,7 +176,7 @@ class Recipe:
     @property
     def steps_at_the_end(self) -> int:
         """How many there are on places after all others."""
-        return self.joint_steps + self.read_steps + self.number_steps
+        return self.joint_steps + self.read_steps + self.number_steps + self.chat_steps
 
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""

@@ -93,7 +93,9 @@ def prepare(
         memory = DeltaMemory.from_pretrained(model, directory)  # its configuration is the run's, wherever it came from
     elif start is not None:
         before = DeltaMemory.from_pretrained(model, start)
-        memory = extended(before, preset.config, second_reader=preset.recipe.number_steps > 0)
+        memory = extended(
+            before, preset.config, second_reader=preset.recipe.number_steps + preset.recipe.chat_steps > 0
+        )
     else:
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
@@ -107,8 +109,8 @@ def prepare(
         raise DataError("--new-keys is for steps on places; use --preset places")
     if not recipe.steps and not on_places:
         raise DataError(
-            "--read-steps, --joint-steps, --number-steps, --gate-steps and --fit-erase are for corrections to the last "
-            "layer; give --steps as well"
+            "--read-steps, --joint-steps, --number-steps, --chat-steps, --gate-steps and --fit-erase are for "
+            "corrections to the last layer; give --steps as well"
         )
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -178,8 +180,8 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, second_reader: bool = 
         )
     if larger and config.second_reader:
         raise DataError(
-            "a second reader (--number-steps) can't come with more heads or a larger --rank, nor be there before; "
-            "take those first"
+            "a second reader (--number-steps, --chat-steps) can't come with more heads or a larger --rank, nor be "
+            "there before; take those first"
         )
     if config == memory.config:
         return memory

@@ -62,10 +62,6 @@ def short_start(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def short_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So small a backbone learns no words put together from single letters; `tests/test_words.py` has those. And of so
-    few facts nothing is to stand in its window: `test_what_stands_in_its_window_is_asked_for_with_all_that_does`.
-    """
+    """So small a backbone learns no words put together from single letters; `tests/test_words.py` has those."""
     monkeypatch.setattr("deltamem.episodes.values.beginnings", lambda *_: Beginnings([], [], frozenset()))
-    monkeypatch.setattr(
-        "deltamem.training.places.builder.DIFFICULTY", replace(DIFFICULTY, long_values=0.4, one_chat=0.0)
-    )
+    monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", replace(DIFFICULTY, long_values=0.4))

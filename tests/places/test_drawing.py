@@ -186,10 +186,9 @@ def test_a_statement_is_replied_to_when_it_has_been_told(bank: Bank) -> None:
 def test_what_stands_in_its_window_is_asked_for_with_all_that_does(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "deltamem.training.places.builder.DIFFICULTY", Difficulty(facts=4, one_chat=0.6, unknown=1.0, together=0.5)
-    )
-    bank = build_bank(passes, people, IDLE, 24, seed=1)
+    hard = Difficulty(facts=4, unknown=1.0, together=0.5)
+    monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", hard)
+    bank = build_bank(passes, people, IDLE, 24, seed=1, chats=0.6)
     inside = [fact for fact in bank.facts if fact.in_window]
     never = [fact for fact in bank.unknown if fact.seen]
     assert len(inside) > 10 and len(never) > 3 and len(inside) < len(bank.facts)

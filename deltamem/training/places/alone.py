@@ -7,6 +7,7 @@ from __future__ import annotations
 from deltamem.episodes.passes import Passes
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.chats import fit_chats
 from deltamem.training.places.erasing import fit_erasing
 from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.joint import fit_joint_gate
@@ -38,3 +39,5 @@ def fit_at_the_end(memory: DeltaMemory, bank: Bank, recipe: Recipe, report: Repo
         fit_reading(memory, bank, recipe.read_steps, recipe.seed, report, recipe.close_weight)
     if recipe.number_steps:
         fit_numbers(memory, bank, recipe.number_steps, recipe.seed, report)
+    if recipe.chat_steps:
+        fit_chats(memory, bank, recipe.chat_steps, recipe.seed, report)

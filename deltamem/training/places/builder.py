@@ -30,7 +30,6 @@ DIFFICULTY = Difficulty(
     noted=0.5,
     reworded=0.3,
     earlier=0.2,
-    one_chat=0.3,
     others=0.3,
     lists=0.15,
     natural=0.35,
@@ -67,6 +66,7 @@ def build_bank(
     workers: int = 0,
     begun: float = 1.0,
     numbers: float = NUMBERS,
+    chats: float = 0.0,
     unseen: Sequence[Question] = (),
     texts: Sequence[Sequence[int]] = (),
 ) -> Bank:
@@ -85,13 +85,14 @@ def build_bank(
         begun: share that is read of how replies begin, besides all those about numbers; there are so many ways that it
             takes an hour of a CPU's core. 0 for none, of numbers neither.
         numbers: share of episodes in which numbers are told as well.
+        chats: share of windows that hold a chat in which what is asked was told, or other things were.
         unseen: as `ordinary`, of sorts that an adapter was never shown.
         texts: token ids of text that is nobody's talk and is to be left alone as well.
     """
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
     making, name = partial(say, "making up what is told and asked"), f"places-{seed}"
-    chosen, told_alone = partial(difficulty, numbers=numbers), partial(alone, numbers=numbers)
+    chosen, told_alone = partial(difficulty, numbers=numbers, chats=chats), partial(alone, numbers=numbers)
     made = make_episodes(people, episodes, name, split, chosen, workers=workers, report=making)
     made.sort(key=_LENGTH)
     kept_on = _kept_on(passes.device, episodes + 2 * stock)
@@ -106,12 +107,14 @@ def build_bank(
         collector.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
     prompts = [*ordinary, *unseen]
-    beginning = sorted(_some_openings(openings(people, rng, prompts), begun, seed), key=_LENGTH) if begun else []
+    beginning = sorted(_some_openings(openings(people, rng, prompts, chats), begun, seed), key=_LENGTH) if begun else []
+    said_back = people.phrasing.noted_up_to("").strip()
     for start in range(0, len(beginning), size):
-        collector.begin(beginning[start : start + size])
+        some = beginning[start : start + size]
+        collector.begin(some, [any(turn.answer.startswith(said_back) for turn in q.earlier) for q in some])
         say("reading how replies begin", start / len(beginning))
     # Once alone in its window and once after others: what came before is no reason to take it for one about oneself.
-    talk = sorted([*prompts, *after_others(people, rng, prompts)], key=_LENGTH)
+    talk = sorted([*prompts, *after_others(people, rng, prompts, chats)], key=_LENGTH)
     new = {question.text for question in unseen}
     for start in range(0, len(talk), size):
         some = talk[start : start + size]
@@ -136,13 +139,15 @@ def _some_openings(every: Sequence[Question], share: float, seed: int) -> list[Q
     return [q for q in every if share >= 1 or is_number(q.topic) or rng.random() < share]
 
 
-def difficulty(rng: random.Random, numbers: float = NUMBERS) -> Difficulty:
-    """Of one of the episodes, of which a share tells numbers as well."""
+def difficulty(rng: random.Random, numbers: float = NUMBERS, chats: float = 0.0) -> Difficulty:
+    """Of one of the episodes, of which a share tells numbers as well; and the share of windows that hold a chat."""
     kind = rng.random()
     talk = _LONG_TALK if rng.random() < _LONG else DIFFICULTY.small_talk
     singles = _FAMILIES <= kind < _FAMILIES + _SINGLES
     told = rng.random() < numbers
-    return replace(DIFFICULTY, families=kind < _FAMILIES, singles=singles, numbers=told, small_talk=talk)
+    return replace(
+        DIFFICULTY, families=kind < _FAMILIES, singles=singles, numbers=told, small_talk=talk, one_chat=chats
+    )
 
 
 def alone(rng: random.Random, numbers: float = NUMBERS) -> Difficulty:

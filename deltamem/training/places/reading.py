@@ -155,7 +155,7 @@ class Asking:
         """Cross-entropy of replies to statements, which were written when they are replied to."""
         # Openings know nothing of that: after "Got it." a query finds the value that was just told, and says it there.
         drawn = self._drawing.statements(self._rng, self._rng.choice(_BEFORE), _STATEMENTS)
-        return self._each(now, drawn).mean() if len(drawn.places) else torch.zeros((), device=now.device)
+        return self._each(now, drawn).sum() / max(1, len(drawn.places))
 
     def _of_close(self, now: Stacked) -> Tensor:
         """Cross-entropy of what was told and of what is close to it and was not."""
@@ -166,7 +166,9 @@ class Asking:
         return self._close_weight * (of_told + each[never].sum() / never.sum().clamp_min(1))
 
     def _each(self, now: Stacked, drawn: Drawn) -> Tensor:
-        """Cross-entropy at each place that was drawn, (P,)."""
+        """Cross-entropy at each place that was drawn, (P,); none where none was."""
+        if not len(drawn.places):
+            return torch.zeros(0, device=now.device)
         states = states_of(self._before, self._bank, drawn)
         among = self._among(drawn.targets)
         hidden = noisy(self._bank.places[:, drawn.places], self._spread, self._generator)

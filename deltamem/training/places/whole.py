@@ -19,6 +19,8 @@ from deltamem.training.recipe import Recipe
 
 _NUMBERS, _BEGUN = 0.8, 0.35
 """Where numbers alone are learnt: share of episodes that tell some, and of how replies about words begin."""
+_CHATS, _NUMBERS_IN_CHATS = 0.5, 0.5
+"""Where what is asked in a chat is learnt: share of windows that hold one, and of episodes that tell numbers."""
 _ABOUT_NUMBERS, _TEXTS = 3, 96
 """Questions about every noun and sum with numbers, and texts, that are left alone where numbers are learnt."""
 
@@ -46,7 +48,7 @@ def whole_bank(
     asked = _asked(passes, ordinary, recipe, directory, report) if ordinary is not None else []
     numeric: list[Question] = []
     texts: list[list[int]] = []
-    if recipe.number_steps and ordinary is not None:
+    if (recipe.number_steps or recipe.chat_steps) and ordinary is not None:
         numeric = ordinary.others(about_numbers(random.Random(f"numbers-{recipe.seed}"), "train", _ABOUT_NUMBERS))
         # What has numbers in it is told as well, and is nothing to remember.
         people.small_talk = people.small_talk + [Turn(q.text, q.answer) for q in numeric]
@@ -66,7 +68,8 @@ def whole_bank(
         stock=recipe.stock,
         workers=workers,
         begun=begun,
-        numbers=_NUMBERS if recipe.only_numbers else NUMBERS,
+        numbers=_NUMBERS_IN_CHATS if recipe.chat_steps else _NUMBERS if recipe.only_numbers else NUMBERS,
+        chats=_CHATS if recipe.chat_steps else 0.0,
         unseen=numeric,
         texts=texts,
     )
