@@ -40,9 +40,12 @@ _PLACES, _OPENINGS = 512, 256
 """In a step, of which those that the second reader is for are looked at."""
 _SAMPLE = 12000
 """Hidden states that are looked at, at most, for how they vary."""
-_BEGUN, _SAID, _NEVER, _STATED, _ALONE = 1.5, 1.0, 0.7, 1.0, 0.25
-"""Weights: of how replies begin, of what was told and what never was, of replies to statements, and of what is said in
-ordinary talk."""
+_BEGUN, _SAID, _STATED, _ALONE = 1.5, 0.7, 1.0, 0.25
+"""Weights: of how replies begin, of what is to be said in a chat, told or never told each, of replies to statements,
+and of what is said in ordinary talk."""
+_TOLD_ALONE, _NEVER_ALONE = 2.5, 0.4
+"""Weights of numbers told and never told where the question comes alone: with those of a chat, in which what was told
+is copied from the window anyway, the reader learns to say of nearly all such numbers that they were never told."""
 
 
 def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
@@ -59,12 +62,13 @@ def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report
         DataError: the bank asks nothing in the chat in which it was told, or nothing else.
     """
     layers = delta_layers(memory)
-    said = _for_second(bank)
+    in_chat, numeric = _marked(bank)
+    said = in_chat | numeric
     begun = bank.opening_numbers | bank.opening_told
     if not any(fact.seen for fact in bank.facts) or said.all() or not begun.any() or begun.all():
         raise DataError("what is asked in the chat in which it was told is learnt beside other questions; give --bank")
     readers = as_second(layers)
-    asking = _InChats(memory, bank, said, begun, seed)
+    asking = _InChats(memory, bank, said, in_chat, begun, seed)
     known = Known.of(asking.some(bank.places, said), asking.some(bank.openings, begun))
     there = [name for name in _RATES if name != "read_gate_proj" or memory.config.read_gate]
     sparing = Sparing(readers, dict.fromkeys(there, known))
@@ -82,15 +86,15 @@ def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report
     fit_route(layers, bank, said, begun, seed, report)
 
 
-def _for_second(bank: Bank) -> Tensor:
-    """Which places the second reader is for, (n,): of replies about numbers, and about what is asked where it was told,
-    or where other things were.
+def _marked(bank: Bank) -> tuple[Tensor, Tensor]:
+    """Which places are of replies about what is asked where it was told, or where other things were, and which of those
+    about numbers; (n,) each.
     """
-    marked = torch.zeros(len(bank.targets), dtype=torch.bool)
+    marked = torch.zeros(2, len(bank.targets), dtype=torch.bool)
     for fact in (*bank.facts, *bank.unknown):
-        if fact.seen or is_number(fact.topic.relation):
-            marked[fact.asked] = True
-    return marked
+        marked[0, fact.asked] = bool(fact.seen)
+        marked[1, fact.asked] = is_number(fact.topic.relation)
+    return marked[0], marked[1]
 
 
 class _InChats(Asking):
@@ -100,13 +104,16 @@ class _InChats(Asking):
         memory: of the adapter; it writes histories.
         bank: what its layers see.
         said: (n,) of the bank's places, true for those.
+        in_chat: (n,), true for those of them that stand in a chat.
         begun: (n,) of its openings, the same.
         seed: of everything random.
     """
 
-    def __init__(self, memory: DeltaMemory, bank: Bank, said: Tensor, begun: Tensor, seed: int = 0) -> None:
+    def __init__(
+        self, memory: DeltaMemory, bank: Bank, said: Tensor, in_chat: Tensor, begun: Tensor, seed: int = 0
+    ) -> None:
         super().__init__(memory, bank, seed)
-        self._own, self._begun = said, begun.nonzero()[:, 0]
+        self._own, self._in_chat, self._begun = said, in_chat, begun.nonzero()[:, 0]
 
     def some(self, hidden: Tensor, which: Tensor) -> Tensor:
         """Some of those hidden states (layers, n, hidden size) at which `which` (n,) is true."""
@@ -129,7 +136,14 @@ class _InChats(Asking):
         found = self._said(now, hidden, bank.opening_residuals[begun], states, any_row, among)
         loss = _BEGUN * F.cross_entropy(found, among.numbers(targets))
         each, never = self._each(now, drawn), drawn.targets == bank.unsaid
-        loss = loss + _SAID * _mean(each[~never]) + _NEVER * _mean(each[never])
+        alone = bank.values[drawn.places] & ~self._in_chat[drawn.places]
+        for weight, some in (
+            (_TOLD_ALONE, ~never & alone),
+            (_NEVER_ALONE, never & alone),
+            (_SAID, ~never & ~alone),
+            (_SAID, never & ~alone),
+        ):
+            loss = loss + weight * _mean(each[some])
         stated = self._drawing.statements(self._rng, self._rng.choice(_BEFORE), _STATEMENTS)
         loss = loss + _STATED * _mean(self._each(now, self._ours(stated)))
         return loss + _ALONE * self._in_ordinary_talk(now, states, among) if bank.idle.shape[1] else loss
