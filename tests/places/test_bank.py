@@ -141,11 +141,15 @@ def test_how_replies_begin_is_kept_of_every_question(
     assert 0.4 < sum(bool(q.earlier) for q in asked) / len(asked) < 0.6
     few = sorted([*(q for q in asked if not q.earlier), *(q for q in asked if q.earlier)][-14::2], key=_LENGTH)
     assert any(q.earlier for q in few)
-    monkeypatch.setattr("deltamem.training.places.builder.openings", lambda _people, _rng, _ordinary: few)
+    monkeypatch.setattr("deltamem.training.places.builder.openings", lambda *_: few)
     bank = build_bank(passes, people, IDLE, 2)
     words = [t for q in few for t in passes.form.text(q.answer)]
     assert bank.opening_targets.tolist() == words
     assert bank.opening_begins.tolist() == [n < 3 for q in few for n, _ in enumerate(passes.form.text(q.answer))]
+    after = [any(turn.answer.startswith("Got it.") for turn in q.earlier) for q in few]
+    assert any(after) and bank.opening_told.tolist() == [
+        told for q, told in zip(few, after, strict=True) for _ in passes.form.text(q.answer)
+    ]
     with torch.no_grad():
         batch = read_batch(passes.form, [(0, q) for q in few])
         expected = passes.read(batch, None)[:, bank.candidates]
