@@ -108,10 +108,8 @@ def build_bank(
         say("reading what is told alone", start / stock)
     prompts = [*ordinary, *unseen]
     beginning = sorted(_some_openings(openings(people, rng, prompts, chats), begun, seed), key=_LENGTH) if begun else []
-    said_back = people.phrasing.noted_up_to("").strip()
     for start in range(0, len(beginning), size):
-        some = beginning[start : start + size]
-        collector.begin(some, [any(turn.answer.startswith(said_back) for turn in q.earlier) for q in some])
+        collector.begin(beginning[start : start + size])
         say("reading how replies begin", start / len(beginning))
     # Once alone in its window and once after others: what came before is no reason to take it for one about oneself.
     talk = sorted([*prompts, *after_others(people, rng, prompts, chats)], key=_LENGTH)

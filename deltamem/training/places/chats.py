@@ -64,8 +64,9 @@ def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report
     layers = delta_layers(memory)
     in_chat, numeric = _marked(bank)
     said = in_chat | numeric
-    begun = bank.opening_numbers | bank.opening_told
-    if not any(fact.seen for fact in bank.facts) or said.all() or not begun.any() or begun.all():
+    # Words in which a question is put are many, and the first reader knows them; so replies begin as it says.
+    begun = bank.opening_numbers
+    if not in_chat.any() or said.all() or not begun.any() or begun.all():
         raise DataError("what is asked in the chat in which it was told is learnt beside other questions; give --bank")
     readers = as_second(layers)
     asking = _InChats(memory, bank, said, in_chat, begun, seed)
@@ -87,12 +88,12 @@ def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report
 
 
 def _marked(bank: Bank) -> tuple[Tensor, Tensor]:
-    """Which places are of replies about what is asked where it was told, or where other things were, and which of those
+    """Which places are of replies to what is asked where it was told, or where other things were, and which of those
     about numbers; (n,) each.
     """
     marked = torch.zeros(2, len(bank.targets), dtype=torch.bool)
     for fact in (*bank.facts, *bank.unknown):
-        marked[0, fact.asked] = bool(fact.seen)
+        marked[0, fact.asked] = bool(fact.seen) and not fact.noted
         marked[1, fact.asked] = is_number(fact.topic.relation)
     return marked[0], marked[1]
 

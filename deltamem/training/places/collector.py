@@ -29,7 +29,7 @@ _OTHERS_AFTER = 0.3
 """The same of those right after a value, as the "and" of "My cat is called Misty and I work as a nurse."."""
 _BEGINS = 3
 """Tokens of a reply that count as its beginning."""
-_MARKS_BESIDES = ("opening_begins", "opening_numbers", "opening_told", "idle_begins", "idle_unseen")
+_MARKS_BESIDES = ("opening_begins", "opening_numbers", "idle_begins", "idle_unseen")
 _MARKS = ("targets", "values", "begun", *_MARKS_BESIDES)
 _LIKELY = 8
 """Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
@@ -145,8 +145,8 @@ class Collector:
         stops = torch.tensor([self._passes.form.tokenizer.decode([i]).endswith(".") for i in ids.tolist()])
         return F.pad((stops[each] & counts)[:, :-1], (1, 0)) & counts
 
-    def begin(self, questions: Sequence[Question], told: Sequence[bool]) -> None:
-        """How replies begin, and after which of the questions that is true (`Bank.opening_told`)."""
+    def begin(self, questions: Sequence[Question]) -> None:
+        """How replies begin."""
         batch = read_batch(self._passes.form, [(0, q) for q in questions])
         kept = batch.targets != -100
         kept[:, -1] = False  # a reply does not end there
@@ -155,7 +155,6 @@ class Collector:
         self._marks["opening_begins"].append(_first_few(kept))
         numbers = torch.tensor([is_number(question.topic) for question in questions])
         self._marks["opening_numbers"].append(numbers[kept.nonzero()[:, 0]])
-        self._marks["opening_told"].append(torch.tensor(told)[kept.nonzero()[:, 0]])
 
     def leave_alone(self, questions: Sequence[Question], unseen: Sequence[bool]) -> None:
         """Ordinary talk, with the frozen backbone's replies, and of which of it that is true (`Bank.idle_unseen`)."""
@@ -244,7 +243,6 @@ class Collector:
             begun,
             begins["opening_begins"],
             begins["opening_numbers"],
-            begins["opening_told"],
             hidden["idle"],
             residuals["idle"],
             begins["idle_begins"],
