@@ -40,12 +40,14 @@ _PLACES, _OPENINGS = 512, 256
 """In a step, of which those that the second reader is for are looked at."""
 _SAMPLE = 12000
 """Hidden states that are looked at, at most, for how they vary."""
-_BEGUN, _SAID, _STATED, _ALONE = 1.5, 0.7, 1.0, 0.25
-"""Weights: of how replies begin, of what is to be said in a chat, told or never told each, of replies to statements,
-and of what is said in ordinary talk."""
+_BEGUN, _STATED, _REST, _IN_IDLE = 1.5, 1.0, 0.4, 0.25
+"""Weights: of how replies begin, of replies to statements, of what is said outside of values, and of what is said in
+ordinary talk."""
 _TOLD_ALONE, _NEVER_ALONE = 2.5, 0.4
-"""Weights of numbers told and never told where the question comes alone: with those of a chat, in which what was told
-is copied from the window anyway, the reader learns to say of nearly all such numbers that they were never told."""
+_TOLD_IN_CHAT, _NEVER_IN_CHAT = 1.5, 0.4
+"""Weights of values told and never told, where the question comes alone and in a chat. What was told is copied from the
+window anyway, so that most of what is left to learn there is to say that something was never told: weighing alike, the
+reader said so of most numbers asked for alone (benchmarks/places.md)."""
 
 
 def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
@@ -137,17 +139,18 @@ class _InChats(Asking):
         found = self._said(now, hidden, bank.opening_residuals[begun], states, any_row, among)
         loss = _BEGUN * F.cross_entropy(found, among.numbers(targets))
         each, never = self._each(now, drawn), drawn.targets == bank.unsaid
-        alone = bank.values[drawn.places] & ~self._in_chat[drawn.places]
+        value, in_chat = bank.values[drawn.places], self._in_chat[drawn.places]
         for weight, some in (
-            (_TOLD_ALONE, ~never & alone),
-            (_NEVER_ALONE, never & alone),
-            (_SAID, ~never & ~alone),
-            (_SAID, never & ~alone),
+            (_TOLD_ALONE, value & ~never & ~in_chat),
+            (_NEVER_ALONE, value & never & ~in_chat),
+            (_TOLD_IN_CHAT, value & ~never & in_chat),
+            (_NEVER_IN_CHAT, value & never & in_chat),
+            (_REST, ~value),
         ):
             loss = loss + weight * _mean(each[some])
         stated = self._drawing.statements(self._rng, self._rng.choice(_BEFORE), _STATEMENTS)
         loss = loss + _STATED * _mean(self._each(now, self._ours(stated)))
-        return loss + _ALONE * self._in_ordinary_talk(now, states, among) if bank.idle.shape[1] else loss
+        return loss + _IN_IDLE * self._in_ordinary_talk(now, states, among) if bank.idle.shape[1] else loss
 
     def _ours(self, drawn: Drawn) -> Drawn:
         own = self._own[drawn.places]
