@@ -29,6 +29,7 @@ def options_of(**asked: Any) -> TrainOptions:
         (None, {}, {"fit_erase": True}, "give --from"),
         (None, {}, {"new_keys": True}, "give --from"),
         (None, {}, {"number_steps": 5}, "give --from"),
+        (None, {}, {"chat_steps": 5}, "give --from"),
         ("x", {}, {"keep_writing": True, "new_keys": True}, "leave out --key-steps"),
         ("x", {"fading": 0.7}, {"keep_writing": True}, "--fading"),
         ("x", {}, {"keep_writing": True, "key_steps": 5}, "leave out --key-steps"),
@@ -56,6 +57,8 @@ def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
     assert recipe.scale("erase_proj") == 0
     numbers = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "number_steps": 5})).recipe
     assert numbers.number_steps == 5 and numbers.ends_on_places and not numbers.joint_steps
+    chats = {"steps": 0, "read_steps": 0, "chat_steps": 5, "keep_writing": True}
+    assert chosen_preset(options_of(start="x", recipe=chats)).recipe.only_numbers, "nothing else is learnt"
     assert recipe.scale("memory_q_proj") and recipe.scale("delta_o_proj") and recipe.scale("read_gate_proj")
 
 

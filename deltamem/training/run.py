@@ -101,6 +101,11 @@ def prepare(
     if preset.recipe.cached_steps and memory.config.writes_segments:
         raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
     recipe = preset.recipe
+    if recipe.chat_steps and not memory.config.second_reader:
+        raise DataError(
+            "--chat-steps are for an adapter with a gate that all layers share, and without --base-queries; "
+            "give --joint-steps as well"
+        )
     alone = recipe.steps_at_the_end + recipe.gate_steps + recipe.fit_erase
     on_places = memory.config.corrections == "last" and recipe.cached_steps + alone > 0
     if memory.config.keys == "pair" and not on_places:
