@@ -1,5 +1,5 @@
 """What is trained on its own: before the first step on places keys, what is said of what they find, gates, and what is
-erased; after the last one the joint gate, how memory is read, and numbers.
+erased; after the last one the joint gate, how memory is read, numbers, and what is asked in a chat.
 """
 
 from __future__ import annotations

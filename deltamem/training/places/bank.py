@@ -180,6 +180,13 @@ class Bank:
         return [p for p in fact.asked if p - 1 in fact.asked and self.values[p - 1]]
 
 
+def marked(like: Tensor, facts: Sequence[Fact], what: str) -> Tensor:
+    """Which tokens ("told"), or places ("asked"), are of the facts, (n,) as `like` is."""
+    marks = torch.zeros(len(like), dtype=torch.bool)
+    marks[[number for fact in facts for number in getattr(fact, what)]] = True
+    return marks
+
+
 def with_words(bank: Bank, words: Words) -> Bank:
     """The bank with words told in place of those of its values, which are to be told apart from each other as well."""
     near = words._replace(hidden=words.hidden.to(bank.told.device))

@@ -17,7 +17,7 @@ from torch import Tensor
 from deltamem.episodes.numbers import is_number
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
-from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.bank import Bank, Report, marked
 from deltamem.training.places.descent import descend, noisy, some_of
 from deltamem.training.places.draw import Drawn
 from deltamem.training.places.reading import Asking
@@ -38,8 +38,6 @@ _UNKNOWN = 0.8
 """Chance, per fact told, that something never told is asked for."""
 _PLACES, _OPENINGS = 512, 256
 """In a step, of which those that the second reader is for are looked at."""
-_SAMPLE = 12000
-"""Hidden states that are looked at, at most, for how they vary."""
 _BEGUN, _STATED, _REST, _IN_IDLE = 1.5, 1.0, 0.4, 0.25
 """Weights: of how replies begin, of replies to statements, of what is said outside of values, and of what is said in
 ordinary talk."""
@@ -64,15 +62,17 @@ def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report
         DataError: the bank asks nothing in the chat in which it was told, or nothing else.
     """
     layers = delta_layers(memory)
-    in_chat, numeric = _marked(bank)
-    said = in_chat | numeric
+    every = [*bank.facts, *bank.unknown]
+    in_chat = marked(bank.targets, [fact for fact in every if fact.seen and not fact.noted], "asked")
+    said = in_chat | marked(bank.targets, [fact for fact in every if is_number(fact.topic.relation)], "asked")
     # Words in which a question is put are many, and the first reader knows them; so replies begin as it says.
     begun = bank.opening_numbers
     if not in_chat.any() or said.all() or not begun.any() or begun.all():
         raise DataError("what is asked in the chat in which it was told is learnt beside other questions; give --bank")
     readers = as_second(layers)
     asking = _InChats(memory, bank, said, in_chat, begun, seed)
-    known = Known.of(asking.some(bank.places, said), asking.some(bank.openings, begun))
+    sorts = ((bank.places, said.nonzero()[:, 0]), (bank.openings, begun.nonzero()[:, 0]))
+    known = Known.of_some(torch.Generator().manual_seed(seed), layers[0].memory_q_proj.device, *sorts)
     there = [name for name in _RATES if name != "read_gate_proj" or memory.config.read_gate]
     sparing = Sparing(readers, dict.fromkeys(there, known))
     rates = [_RATES[name] for name in sparing.steps]
@@ -87,17 +87,6 @@ def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report
     sparing.keep()
     put_back(layers, readers)
     fit_route(layers, bank, said, begun, seed, report)
-
-
-def _marked(bank: Bank) -> tuple[Tensor, Tensor]:
-    """Which places are of replies to what is asked where it was told, or where other things were, and which of those
-    about numbers; (n,) each.
-    """
-    marked = torch.zeros(2, len(bank.targets), dtype=torch.bool)
-    for fact in (*bank.facts, *bank.unknown):
-        marked[0, fact.asked] = bool(fact.seen) and not fact.noted
-        marked[1, fact.asked] = is_number(fact.topic.relation)
-    return marked[0], marked[1]
 
 
 class _InChats(Asking):
@@ -118,11 +107,6 @@ class _InChats(Asking):
         super().__init__(memory, bank, seed)
         self._own, self._in_chat, self._begun = said, in_chat, begun.nonzero()[:, 0]
 
-    def some(self, hidden: Tensor, which: Tensor) -> Tensor:
-        """Some of those hidden states (layers, n, hidden size) at which `which` (n,) is true."""
-        numbers = which.nonzero()[:, 0]
-        return hidden[:, numbers[some_of(len(numbers), min(len(numbers), _SAMPLE), self._generator)]]
-
     def loss_of(self, now: Stacked) -> Tensor:
         """Of one step: cross-entropy where replies begin, of what was told and of what never was, and in those to
         statements, and, in ordinary talk, the KL to the frozen backbone.
@@ -138,7 +122,7 @@ class _InChats(Asking):
         any_row = self._any(rows, len(begun))
         found = self._said(now, hidden, bank.opening_residuals[begun], states, any_row, among)
         loss = _BEGUN * F.cross_entropy(found, among.numbers(targets))
-        each, never = self._each(now, drawn), drawn.targets == bank.unsaid
+        each, never = self._each(now, drawn, states), drawn.targets == bank.unsaid
         value, in_chat = bank.values[drawn.places], self._in_chat[drawn.places]
         for weight, some in (
             (_TOLD_ALONE, value & ~never & ~in_chat),

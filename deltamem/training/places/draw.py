@@ -200,8 +200,8 @@ class Drawing:
         for row in range(count if self._stated else 0):
             stated = rng.choice(self._stated)
             chosen = [*self._facts(rng, facts), stated] if facts else [stated]
-            told.append(self._also_seen([stated], {fact.topic for fact in chosen}))
-            told[-1] += [Token(t, t, self.about(fact, t)) for fact in chosen for t in fact.told]
+            own = [Token(t, t, self.about(fact, t)) for fact in chosen for t in fact.told]
+            told.append(self._also_seen([stated], {fact.topic for fact in chosen}) + own)
             asked += [(row, place, self._targets[place]) for place in stated.asked]
         return self.laid_out(rng, told, asked)
 

@@ -26,7 +26,7 @@ from deltamem.evaluation.ordinary import divergence
 from deltamem.layer import DeltaLayer
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.among import some_among
-from deltamem.training.places.bank import Bank, Fact, Report
+from deltamem.training.places.bank import Bank, Fact, Report, marked
 from deltamem.training.places.descent import descend, noisy, some_of
 from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.gated import Wanted, as_it_was, far_off, spread, there
@@ -56,8 +56,6 @@ _UNKNOWN = 0.4
 """Chance, per fact told, that something never told is asked for."""
 _AMONG = 1024
 """Tokens each is told apart from in a step, at most, besides those said in it."""
-_SAMPLE = 12000
-"""Hidden states of a sort that are looked at, at most, for how they vary."""
 _SHUT = 0.1
 """Most that the joint gate is to be open in talk with numbers in it, and in text that is nobody's talk."""
 _LIKELIEST = 4
@@ -132,8 +130,8 @@ class _Learning:
         if not of_numbers or not of_words:
             raise DataError("numbers are learnt of a bank that tells numbers and words; give more episodes (--bank)")
         # What is asked for in the reply to a statement may be of two facts, of which one alone is a number.
-        told = _marked(bank.told_ids, [fact for fact in of_numbers if not fact.noted], "told")
-        asked = _marked(bank.targets, _parted([*bank.facts, *bank.unknown])[0], "asked")
+        told = marked(bank.told_ids, [fact for fact in of_numbers if not fact.noted], "told")
+        asked = marked(bank.targets, _parted([*bank.facts, *bank.unknown])[0], "asked")
         after = torch.cat([bank.values[:1] & False, bank.values[:-1]])
         self.asked = asked
         self._numbers, self._words = told.nonzero()[:, 0], (~told).nonzero()[:, 0]
@@ -282,8 +280,7 @@ class _Learning:
 
     def _known(self, *sorts: tuple[Tensor, Tensor]) -> Known:
         """Of some of hidden states (layers, n, hidden size), of those that are numbered."""
-        some = [hidden[:, of[some_of(len(of), min(len(of), _SAMPLE), self._generator)]] for hidden, of in sorts]
-        return Known.of(*(hidden.to(self._was.device) for hidden in some))
+        return Known.of_some(self._generator, self._was.device, *sorts)
 
 
 def _jointly_open(layers: Stacked, hidden: Tensor) -> Tensor:
@@ -294,10 +291,3 @@ def _parted(facts: Sequence[Fact]) -> tuple[list[Fact], list[Fact]]:
     """Those that are about a number, and the others."""
     numbers = [fact for fact in facts if is_number(fact.topic.relation)]
     return numbers, [fact for fact in facts if not is_number(fact.topic.relation)]
-
-
-def _marked(like: Tensor, facts: Sequence[Fact], what: str) -> Tensor:
-    """Which tokens, or places, are of the facts, (n,)."""
-    marked = torch.zeros(len(like), dtype=torch.bool)
-    marked[[number for fact in facts for number in getattr(fact, what)]] = True
-    return marked

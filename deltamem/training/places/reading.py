@@ -165,11 +165,14 @@ class Asking:
         of_told = TOLD_WEIGHT * each[~never].sum() / (~never).sum().clamp_min(1)
         return self._close_weight * (of_told + each[never].sum() / never.sum().clamp_min(1))
 
-    def _each(self, now: Stacked, drawn: Drawn) -> Tensor:
-        """Cross-entropy at each place that was drawn, (P,); none where none was."""
+    def _each(self, now: Stacked, drawn: Drawn, states: Tensor | None = None) -> Tensor:
+        """Cross-entropy at each place that was drawn, (P,); none where none was. `states` are those of the histories,
+        where they are worked out already.
+        """
         if not len(drawn.places):
             return torch.zeros(0, device=now.device)
-        states = states_of(self._before, self._bank, drawn)
+        if states is None:
+            states = states_of(self._before, self._bank, drawn)
         among = self._among(drawn.targets)
         hidden = noisy(self._bank.places[:, drawn.places], self._spread, self._generator)
         said = self._said(now, hidden, self._bank.residuals[drawn.places], states, drawn.rows, among)

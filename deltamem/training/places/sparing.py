@@ -13,10 +13,15 @@ import torch
 from torch import Tensor
 
 from deltamem.layer import DeltaLayer
+from deltamem.training.places.descent import some_of
 from deltamem.training.places.stacked import Stacked
 
 _RIDGE = 1e-3
 """Added to variances, relative to their mean."""
+
+
+_SAMPLE = 12000
+"""Hidden states of a sort that are looked at, at most, for how they vary."""
 
 
 class Known(NamedTuple):
@@ -39,6 +44,12 @@ class Known(NamedTuple):
         mean = sizes.mean(-1, keepdim=True)
         scale = (mean / (sizes.clamp_min(0) + _RIDGE * mean)).sqrt()
         return Known(moments, (directions * scale[:, None]) @ directions.mT)
+
+    @staticmethod
+    def of_some(generator: torch.Generator, device: torch.device, *sorts: tuple[Tensor, Tensor]) -> Known:
+        """The same on a device, of some of hidden states of several sorts, of those that are numbered (n,)."""
+        some = [hidden[:, of[some_of(len(of), min(len(of), _SAMPLE), generator)]] for hidden, of in sorts]
+        return Known.of(*(hidden.to(device) for hidden in some))
 
 
 class Sparing:
