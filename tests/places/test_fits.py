@@ -195,7 +195,7 @@ def test_the_start_finds_what_a_question_is_about(
     every = SyntheticPeople(Words())
     people.families, people.singles = every.families, every.singles
     few = openings(people, random.Random(0))[:9]
-    monkeypatch.setattr("deltamem.training.places.builder.openings", lambda _people, _rng, _ordinary: few)
+    monkeypatch.setattr("deltamem.training.places.builder.openings", lambda *_: few)
     bank = build_bank(passes, people, IDLE, 12)
     before = nearness(passes, bank)
     said: list[str] = []

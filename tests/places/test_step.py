@@ -55,7 +55,7 @@ def test_a_place_says_what_the_whole_pass_says(
     )
     bank = build_bank(passes, people, IDLE, 4)
     step = PlacesStep(passes, Recipe(), bank, Team(cpu=True))
-    asked = sorted(((i, q) for i, e in enumerate(made) for q in e.questions), key=lambda pair: len(pair[1].text))
+    asked = sorted(((i, q) for i, e in enumerate(made) for q in e.questions), key=lambda pair: pair[1].length)
     batch = read_batch(passes.form, asked)
     with torch.no_grad():
         state = passes.write(write_batch(passes.form, made), local_gradient=False)
