@@ -313,7 +313,7 @@ def test_more_words_and_relations_keep_off_what_is_held_out(people: SyntheticPeo
 
 
 def test_some_values_are_what_one_would_expect(people: SyntheticPeople) -> None:
-    known = {r.id for r in (*people.relations, *people.singles, *people.families)}
+    known = {r.id for r in (*people.relations, *people.singles, *people.families)} | {r.way for r in people.relatives}
     data = json.loads((files("deltamem.episodes") / "data" / "values.json").read_text("utf-8"))
     sorts = {of: set(sort["values"]) for sort in data.values() for of in sort["of"]}
     assert set(sorts) <= known, "each is a relation's"

@@ -67,7 +67,7 @@ def few_people() -> SyntheticPeople:
     """A generator small enough for a tiny model with one token a byte."""
     people = SyntheticPeople(Words())
     people.relations, people.small_talk = people.relations[:4], people.small_talk[:2]
-    people.families, people.singles = people.families[:4], people.singles[:4]
+    people.families, people.singles, people.relatives = people.families[:4], people.singles[:4], []
     people.ordinary = {"train": people.ordinary["train"][:3], "heldout": []}
     return people
 

@@ -32,6 +32,8 @@ class Difficulty:
         families: relations made from nouns and phrasings that go with all of them are in play as well.
         singles: relations that are no family's are in play instead, told and asked for in more words.
         numbers: relations whose values are numbers are in play as well, half of them.
+        relatives: relations of people close to one ("My sister lives in Oslo.") are in play as well, some of them with
+            what says the same of oneself.
         natural: share of values that are what one would expect of their relation, where such are known; the others are
             any words.
         longer: share of values that are words of several tokens that one would expect of their relation ("Pixie"),
@@ -60,6 +62,7 @@ class Difficulty:
     families: bool = False
     singles: bool = False
     numbers: bool = False
+    relatives: bool = False
     natural: float = 0.0
     longer: float = 0.0
     together: float = 0.3

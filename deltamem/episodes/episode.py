@@ -29,6 +29,7 @@ class Question:
         value: the part of the answer that had to be remembered; None weighs all of it alike, "" none of it.
         also: other parts of it that had to be remembered.
         topic: what it is about, e.g. a relation's name.
+        owner: whose it is, by name; "" for the user's own.
         kind: what sort of question it is, for figures apart.
         given: words the answer begins with that are put there, not expected.
         earlier: what was asked before it in the same window. Their answers are learnt too, but for those of
@@ -43,6 +44,7 @@ class Question:
     earlier: tuple[Question, ...] = ()
     given: str = ""
     also: tuple[str, ...] = ()
+    owner: str = ""
 
     @property
     def length(self) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import replace
 from functools import lru_cache
 
-from deltamem.episodes.relation_data import family, read_data, relation_of
+from deltamem.episodes.relation_data import family, read_data, relation_of, relatives
 from deltamem.episodes.relations import Relation
 from deltamem.episodes.words import Split
 
@@ -31,7 +31,9 @@ def is_number(relation: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _ids() -> frozenset[str]:
-    return frozenset(relation.id for relation in number_relations())
+    close = (relation for held_out in (False, True) for relation in relatives(held_out))
+    ages = (relation for relation in close if relation.way == "own_age")
+    return frozenset(relation.id for relation in (*number_relations(), *ages))
 
 
 @lru_cache(maxsize=1)

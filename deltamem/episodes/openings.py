@@ -26,6 +26,10 @@ _INDIRECT = 0.3
 """Share of questions that are put indirectly, of those that can be."""
 _SOMEBODY_ELSES = 0.35
 """Share of openings that are about what is somebody else's, where such a thing can be."""
+_BY_NAME = 0.7
+"""The same of those about friends, who are then told of by name."""
+_RELATIVES = 0.25
+"""Share of the ways to tell and to ask of people close to one; they differ in a noun alone, as families' do."""
 
 
 def openings(
@@ -97,7 +101,7 @@ def _told_turn(people: SyntheticPeople, rng: random.Random, relation: Relation, 
 
 def _tellable(people: SyntheticPeople) -> list[Relation]:
     singular = {relation.id: relation for relation in (*people.relations, *people.singles)}
-    return [*singular.values(), *people.families, *people.numbers]
+    return [*singular.values(), *people.families, *people.numbers, *people.relatives]
 
 
 def _opening(people: SyntheticPeople, rng: random.Random, relation: Relation, what: str, way: str) -> Question:
@@ -124,13 +128,16 @@ def _opening_of_several(people: SyntheticPeople, rng: random.Random, relations: 
 
 def _any_fact(people: SyntheticPeople, rng: random.Random, relation: Relation) -> Fact:
     """One of the training split, the user's own or somebody else's; half of the values are likely ones."""
-    owner = people.anybody(rng, "train") if relation.possessed and rng.random() < _SOMEBODY_ELSES else None
+    others = _BY_NAME if relation.named else _SOMEBODY_ELSES
+    owner = people.anybody(rng, "train") if relation.possessed and rng.random() < others else None
     likely = people.values.likely(relation.id, "train")
     values = likely if likely and rng.random() < 0.5 else people.values.single(relation.kind, "train")
     return Fact(relation, rng.choice(values), owner)
 
 
 def _some(rng: random.Random, relation: Relation, phrasings: Sequence[str]) -> Sequence[str]:
-    """Those of the training split, and about half of them for a relation of a family."""
+    """Those of the training split, and about half of them for a relation of a family, or fewer."""
     offered = phrasings[:-1]
+    if relation.way:
+        return [way for way in offered if relation.named or rng.random() < _RELATIVES]
     return rng.sample(offered, (len(offered) + 1) // 2) if relation.family else offered

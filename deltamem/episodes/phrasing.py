@@ -100,7 +100,7 @@ class Phrasing:
         value, given = fact.value, before if reworded else ""
         if kind == "unknown":
             answer, value = f"{before}{_PAUSE} {self.unknown}", _PAUSE
-        return Question(text, answer, value, relation.id, kind, given=given)
+        return Question(text, answer, value, relation.id, kind, given=given, owner=fact.owner or "")
 
     def around(self, rng: random.Random, what: str, text: str) -> str:
         """The text, now and then with a few words before or after it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import lru_cache
 from importlib import resources
 from typing import Any
 
@@ -45,6 +46,34 @@ def family(data: dict[str, Any]) -> list[Relation]:
             )
         )
     return made
+
+
+def relatives(heldout: bool = False) -> list[Relation]:
+    """What people close to one do and are: where a sister lives, what a boss drives; of a friend also by name.
+
+    Args:
+        heldout: those of people that training never hears of.
+    """
+    data = read_data("relatives.json")
+    ways = {way: {"possessed": "{n}", **said} for way, said in data["ways"].items()}
+    made = []
+    for way, said in ways.items():
+        for relation in family({**said, "nouns": data["heldout_nouns" if heldout else "nouns"]}):
+            named = relation.possessed == data["named"]
+            # A friend's friend, or a sister's boss, is nobody that people tell of.
+            possessed = relation.possessed if named else ""
+            made.append(replace(relation, id=f"{relation.id}_{way}", possessed=possessed, way=way, named=named))
+    return made
+
+
+@lru_cache(maxsize=1)
+def _of_relatives() -> frozenset[str]:
+    return frozenset(relation.id for held_out in (False, True) for relation in relatives(held_out))
+
+
+def is_of_relatives(relation: str) -> bool:
+    """Whether a relation, by its id, is about somebody close to one."""
+    return relation in _of_relatives()
 
 
 def singles(relations: list[Relation]) -> list[Relation]:

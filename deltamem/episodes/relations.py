@@ -29,6 +29,9 @@ class Relation:
         possessed: what stands after "my" in the phrasings, where somebody else can have one; else empty.
         heldout: the whole relation is kept from training.
         family: it differs from others in a noun alone.
+        way: the relation that says the same of oneself, where it is about somebody close ("home" of "My sister lives in
+            {v}."); else empty.
+        named: somebody else's is told of that person by name: "Anna lives in {v}." for "My friend lives in {v}.".
     """
 
     id: str
@@ -39,6 +42,8 @@ class Relation:
     possessed: str = ""
     heldout: bool = False
     family: bool = False
+    way: str = ""
+    named: bool = False
 
     @cached_property
     def other_answers(self) -> tuple[str, ...]:
@@ -86,7 +91,8 @@ class Fact:
         if self.owner is None:
             return text
         mine = rf"\b([Mm]y|[Yy]our) {re.escape(self.relation.possessed)}\b"
-        return re.sub(mine, f"{self.owner}'s {self.relation.possessed}", text)
+        whose = self.owner if self.relation.named else f"{self.owner}'s {self.relation.possessed}"
+        return re.sub(mine, whose, text)
 
 
 def _said_back(statement: str) -> str | None:

@@ -1,15 +1,15 @@
-"""Which relations differ in a noun alone."""
+"""Which relations differ in a noun, or in whose they are, alone."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
 from deltamem.episodes.numbers import number_relations
-from deltamem.episodes.relation_data import families, told_relations
+from deltamem.episodes.relation_data import families, relatives, told_relations
 
 
 def sort_of(relation: str) -> str:
-    """The same for ids of relations that differ in a noun alone; for others the id itself."""
+    """The same for ids of relations that differ in a noun, or in whose they are, alone; for others the id itself."""
     return _sorts().get(relation, relation)
 
 
@@ -17,4 +17,5 @@ def sort_of(relation: str) -> str:
 def _sorts() -> dict[str, str]:
     owned = [r for r in (*told_relations(), *families()) if r.possessed]
     named = {r.id: r.answer.replace(r.possessed.split()[-1], "{n}", 1) for r in owned}
-    return named | {r.id: r.id.rpartition("_")[2] for r in number_relations() if r.possessed}
+    told_of_others = {r.id: r.way for r in (*relatives(), *relatives(heldout=True))}
+    return named | told_of_others | {r.id: r.id.rpartition("_")[2] for r in number_relations() if r.possessed}

@@ -15,9 +15,10 @@ from typing import Any
 
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
+from deltamem.episodes.grouped import grouped
 from deltamem.episodes.numbers import number_relations
 from deltamem.episodes.phrasing import Phrasing
-from deltamem.episodes.relation_data import families, read_data, singles, told_relations, unusual
+from deltamem.episodes.relation_data import families, read_data, relatives, singles, told_relations, unusual
 from deltamem.episodes.relations import Fact, Relation
 from deltamem.episodes.values import Values
 from deltamem.episodes.windows import windows
@@ -25,6 +26,11 @@ from deltamem.episodes.words import Split
 
 _SAID_BACK = 0.8
 """Share of messages that tell something whose replies say it back, in one chat."""
+_WAYS, _OF_A_WAY, _FRIENDS = 4, 2, 0.5
+"""Things that are told of people close to one, of how many people each, and the chance of each that it is a friend's as
+well."""
+_BY_NAME = 0.6
+"""Share of what is told of friends that is told of them by name, where others are told of."""
 
 
 class SyntheticPeople:
@@ -42,6 +48,7 @@ class SyntheticPeople:
         families: more of them, which differ in a noun alone; some say the same in other words.
         singles: those of `relations` that are no family's, in more words, and others of that sort.
         numbers: others, whose values are numbers.
+        relatives: others, about people close to one; some are numbers.
         heldout_relations: those that never are.
         ordinary: prompts on which memory is to change nothing, by split.
         answered: some of those held out, with answers.
@@ -56,6 +63,7 @@ class SyntheticPeople:
         self.families = families()
         self.singles = singles(self.relations)
         self.numbers = number_relations()
+        self.relatives = relatives()
         self.heldout_relations = [r for r in relations if r.heldout]
         ordinary = read_data("ordinary.json")
         self.ordinary: dict[Split, list[str]] = {"train": ordinary["train"], "heldout": ordinary["heldout"]}
@@ -107,6 +115,8 @@ class SyntheticPeople:
             relations = self.singles if difficulty.singles else self.relations[: difficulty.relations]
         if difficulty.numbers:
             relations = [*self.numbers, *rng.sample(relations, min(len(relations), len(self.numbers)))]
+        if difficulty.relatives and self.relatives:
+            relations = self._with_relatives(rng, relations)
         if facts is None and difficulty.nothing and rng.random() < difficulty.nothing:
             facts, difficulty = 0, replace(difficulty, unknown=1.0, noted=0.0)
         count = facts if facts is not None else rng.randint(1, difficulty.facts)
@@ -128,6 +138,18 @@ class SyntheticPeople:
         offered = [*relations, *self.families]
         rng.shuffle(offered)
         return list({relation.id: relation for relation in offered}.values())
+
+    def _with_relatives(self, rng: random.Random, relations: list[Relation]) -> list[Relation]:
+        """Some of what is told of people close to one, what says the same of oneself, and as many others."""
+        of = grouped((relation.way, relation) for relation in self.relatives)
+        some: dict[str, Relation] = {}
+        for way in rng.sample(sorted(of), min(len(of), _WAYS)):
+            close = rng.sample(of[way], min(len(of[way]), _OF_A_WAY))
+            if rng.random() < _FRIENDS:
+                close += [relation for relation in of[way] if relation.named]
+            some |= {r.id: r for r in (*close, *(r for r in relations if r.id == way))}
+        others = [relation for relation in relations if relation.id not in some]
+        return [*some.values(), *rng.sample(others, min(len(others), len(some)))]
 
     # What is told
 
@@ -152,7 +174,7 @@ class SyntheticPeople:
                 told.append(Fact(relation, f"{value} and {second}", is_list=True))
                 continue
             owner = None
-            if relation.possessed and rng.random() < difficulty.others:
+            if relation.possessed and rng.random() < self._told_of_others(relation, difficulty):
                 owner = self.anybody(rng, split)
                 if rng.random() < 0.5 and len(told) + 1 < count:
                     # The user has one as well: the two must be kept apart.
@@ -161,6 +183,9 @@ class SyntheticPeople:
                     told.append(Fact(relation, mine))
             told.append(Fact(relation, value, owner))
         return told[:count]
+
+    def _told_of_others(self, relation: Relation, difficulty: Difficulty) -> float:
+        return _BY_NAME if relation.named and difficulty.others else difficulty.others
 
     def _history(
         self, rng: random.Random, told: list[Fact], difficulty: Difficulty, split: Split, values: Split
@@ -250,7 +275,9 @@ class SyntheticPeople:
             said.sort(key=lambda fact: turn.user.index(fact.value))
             answer = self.phrasing.noted(said)
             value, *also = (fact.value for fact in said)
-            more.append(Question(turn.user, answer, value, said[0].relation.id, kind="noted", also=tuple(also)))
+            about = said[0].relation.id
+            owner = said[0].owner or ""
+            more.append(Question(turn.user, answer, value, about, kind="noted", also=tuple(also), owner=owner))
         return more
 
     def _said_back(self, rng: random.Random, turn: Turn, facts: Sequence[Fact]) -> Turn:

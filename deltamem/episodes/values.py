@@ -9,7 +9,7 @@ from typing import Any
 
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.numbers import numbers
-from deltamem.episodes.relation_data import read_data
+from deltamem.episodes.relation_data import read_data, relatives
 from deltamem.episodes.relations import Relation
 from deltamem.episodes.words import Beginnings, Split, beginnings, made_up, split_words
 from deltamem.errors import DataError
@@ -43,6 +43,8 @@ class Values:
             for of in sort["of"]:
                 self._likely["train"][of], self._likely["heldout"][of] = sort["values"][:last], sort["values"][last:]
                 self._longer.setdefault(of, []).extend(sort.get("longer", ()))
+        for known in (*self._likely.values(), self._longer):
+            known |= {r.id: known[r.way] for r in (*relatives(), *relatives(heldout=True)) if r.way in known}
 
     def single(self, kind: str, split: Split) -> list[str]:
         """All of a kind (``name`` or ``word``) that are one token, or all numbers of a kind."""

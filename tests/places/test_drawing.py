@@ -15,7 +15,7 @@ from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.training.places import draw
 from deltamem.training.places.bank import Bank, joined, part_of, with_words
-from deltamem.training.places.builder import build_bank
+from deltamem.training.places.builder import Shares, build_bank
 from deltamem.training.places.collector import _early
 from deltamem.training.places.draw import Drawing
 from deltamem.training.places.vocabulary import tell_vocabulary
@@ -188,7 +188,7 @@ def test_what_stands_in_its_window_is_asked_for_with_all_that_does(
 ) -> None:
     hard = Difficulty(facts=4, unknown=1.0, together=0.5)
     monkeypatch.setattr("deltamem.training.places.builder.DIFFICULTY", hard)
-    bank = build_bank(passes, people, IDLE, 24, seed=1, chats=0.6)
+    bank = build_bank(passes, people, IDLE, 24, seed=1, shares=Shares(chats=0.6))
     inside = [fact for fact in bank.facts if fact.in_window]
     never = [fact for fact in bank.unknown if fact.seen]
     assert len(inside) > 10 and len(never) > 3 and len(inside) < len(bank.facts)

@@ -11,6 +11,7 @@ from typing import Any
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.grouped import grouped
+from deltamem.episodes.relation_data import relatives as people_close
 from deltamem.episodes.relations import Relation
 from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
@@ -44,6 +45,8 @@ CLOSE = (
 )
 """Relations that people tell together, and whose nouns a backbone takes for nearly the same."""
 _NATURAL_UNKNOWN = Difficulty(unknown=1.0, natural=1.0)
+_OTHERS_TOO = Difficulty(natural=0.5, others=1.0)
+"""Some of what is told of friends is told of them by name."""
 KINDS: dict[str, dict[str, Any]] = {
     "corrected": {"facts": 2, "difficulty": Difficulty(corrections=1.0)},
     "two people": {"facts": _PLAIN, "difficulty": Difficulty(others=1.0)},
@@ -67,6 +70,10 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "never told but alike": {"facts": 1, "difficulty": Difficulty(unknown=1.0), "only": "unknown", "alike": True},
     "never told but close": {"facts": 1, "difficulty": _NATURAL_UNKNOWN, "only": "unknown", "pairs": CLOSE},
+    "relatives": {"facts": 2, "difficulty": _OTHERS_TOO, "relatives": "any"},
+    "relatives never seen": {"facts": 2, "difficulty": Difficulty(natural=0.5), "relatives": "held out"},
+    "relatives beside oneself": {"facts": 2, "difficulty": Difficulty(natural=0.5), "relatives": "beside"},
+    "never told of relatives": {"facts": 1, "difficulty": _NATURAL_UNKNOWN, "only": "unknown", "relatives": "beside"},
 }
 """The rows of the part `kind`; each is a part by itself too. Alike are relations that differ in a noun alone: a dog's
 name was told and a yacht's, with values that one would expect, and both are asked for (close: a dog's and a cat's);
@@ -75,7 +82,10 @@ one; longer words are such as one would expect and tokenizers have in pieces, as
 are ages, years, codes, days and times, and of words and numbers there are about as many of each. Asked before is
 what was asked and answered three times already, as was all else that was told, and something that was not: where the
 backbone replies itself, a wrong reply may have made the next one worse. After ordinary talk is what is asked with
-ordinary questions and their answers before it in its window."""
+ordinary questions and their answers before it in its window. Relatives are what people close to one do and are ("My
+sister lives in Oslo."), a friend by name now and then; never seen are those that training never hears of; beside
+oneself is where the same was told of oneself ("I live in Rome."), and where one of the two alone was told the other is
+asked for."""
 STATEMENTS: dict[str, tuple[int, Difficulty]] = {
     "1 fact": (1, Difficulty(noted=1.0)),
     "2 facts": (2, Difficulty(noted=1.0, together=1.0)),
@@ -180,6 +190,8 @@ class _Builder:
         sorts = grouped((sort_of(relation.id), relation) for relation in people.families)
         self._alike = [sort for sort in sorts.values() if len(sort) > 1]
         self._by_id = {relation.id: relation for relation in people.families}
+        own = {relation.id: relation for relation in (*people.relations, *people.singles, *people.numbers)}
+        self._beside = [(own[relation.way], relation) for relation in people.relatives if relation.way in own]
         self.histories: dict[str, Sequence[Turn]] = {}
         self.items: list[Item] = []
 
@@ -200,6 +212,7 @@ class _Builder:
         pairs: Sequence[tuple[str, str]] = (),
         asked: int = 0,
         earlier: bool = False,
+        relatives: str = "",
     ) -> None:
         """Conversations for one figure."""
         name, rng = self._named(labels)
@@ -207,6 +220,8 @@ class _Builder:
             among = [r for r in self.people.relations if r.kind == of_kind]
         if numbers:
             among = self.people.numbers
+        if relatives:
+            among = people_close(heldout=True) if relatives == "held out" else self.people.relatives
         if longer:
             among = [r for r in self.people.relations if r.id in self.people.values.longer]
         per_conversation = 1 if only == "unknown" else facts
@@ -214,6 +229,8 @@ class _Builder:
             some = rng.sample(rng.choice(self._alike), 2) if alike else among
             if pairs:
                 some = [self._by_id[id] for id in rng.choice(pairs)]
+            if relatives == "beside":
+                some = rng.choice(self._beside)
             episode = self.people.episode(rng, difficulty or Difficulty(), split, facts, some, values)
             conversation = f"{name}, {number}"
             before = [Turn(q.text, q.answer) for q in episode.questions] * asked

@@ -20,6 +20,7 @@ _ROWS = (
     "opening_targets",
     "opening_begins",
     "opening_numbers",
+    "opening_relatives",
     "idle_residuals",
     "idle_begins",
     "idle_unseen",
@@ -109,6 +110,7 @@ class Bank:
         opening_targets: (n,) of `openings`, the token that is to come.
         opening_begins: (n,) of `openings`, true for the first few of a reply.
         opening_numbers: (n,) of `openings`, true for those of a reply about a number.
+        opening_relatives: (n,) of `openings`, true for those of a reply about somebody close to one.
         idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
         idle_residuals: their residuals.
         idle_begins: (n,) of `idle`, true for the first few of a reply.
@@ -137,6 +139,7 @@ class Bank:
     opening_targets: Tensor
     opening_begins: Tensor
     opening_numbers: Tensor
+    opening_relatives: Tensor
     idle: Tensor
     idle_residuals: Tensor
     idle_begins: Tensor

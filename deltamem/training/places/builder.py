@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from operator import attrgetter
+from typing import NamedTuple
 
 import torch
 
@@ -16,6 +17,7 @@ from deltamem.episodes.many import make_episodes
 from deltamem.episodes.numbers import is_number
 from deltamem.episodes.openings import after_others, openings
 from deltamem.episodes.passes import Passes
+from deltamem.episodes.relation_data import is_of_relatives
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Split
 from deltamem.training.places.bank import Bank, Report
@@ -43,8 +45,6 @@ TOLD_ALONE = 12
 _FAMILIES, _SINGLES = 0.35, 0.35
 """Shares of episodes with relations of the families among them, most of which differ in a noun alone, and of those with
 relations that are no family's, which are asked for in words of their own and answered in them."""
-NUMBERS = 0.2
-"""Share of episodes in which numbers are told as well."""
 _LONG, _LONG_TALK = 0.03, 14
 """Share of episodes with up to so many turns of small talk."""
 _BATCH, _BATCH_ON_GPU = 24, 192
@@ -52,6 +52,23 @@ _LENGTH = attrgetter("length")
 """What goes through the backbone together is of about one length."""
 _EPISODE_BYTES = 2**20
 """What is kept of an episode takes, about, with 26 layers of smollm2-135m; openings and ordinary talk are on top."""
+
+
+class Shares(NamedTuple):
+    """How much of it is of some sorts.
+
+    Attributes:
+        numbers: share of episodes in which numbers are told as well.
+        relatives: the same of what people close to one do and are.
+        chats: share of windows that hold a chat in which what is asked was told, or other things were.
+    """
+
+    numbers: float = 0.2
+    relatives: float = 0.15
+    chats: float = 0.0
+
+
+USUAL = Shares()
 
 
 def build_bank(
@@ -65,8 +82,7 @@ def build_bank(
     stock: int = 0,
     workers: int = 0,
     begun: float = 1.0,
-    numbers: float = NUMBERS,
-    chats: float = 0.0,
+    shares: Shares = USUAL,
     unseen: Sequence[Question] = (),
     texts: Sequence[Sequence[int]] = (),
 ) -> Bank:
@@ -82,17 +98,16 @@ def build_bank(
         split: of the episodes.
         stock: how many more are told alone, of `TOLD_ALONE` facts each.
         workers: processes that make the episodes; 0 for this one alone.
-        begun: share that is read of how replies begin, besides all those about numbers; there are so many ways that it
-            takes an hour of a CPU's core. 0 for none, of numbers neither.
-        numbers: share of episodes in which numbers are told as well.
-        chats: share of windows that hold a chat in which what is asked was told, or other things were.
+        begun: share that is read of how replies begin, besides all those about numbers and people close to one; there
+            are so many ways that it takes an hour of a CPU's core. 0 for none, of those neither.
+        shares: of what is told, and of windows.
         unseen: as `ordinary`, of sorts that an adapter was never shown.
         texts: token ids of text that is nobody's talk and is to be left alone as well.
     """
     say = report or (lambda _what, _share: None)
     rng = random.Random(f"places-{seed}")
     making, name = partial(say, "making up what is told and asked"), f"places-{seed}"
-    chosen, told_alone = partial(difficulty, numbers=numbers, chats=chats), partial(alone, numbers=numbers)
+    chosen, told_alone = partial(difficulty, shares=shares), partial(alone, shares=shares)
     made = make_episodes(people, episodes, name, split, chosen, workers=workers, report=making)
     made.sort(key=_LENGTH)
     kept_on = _kept_on(passes.device, episodes + 2 * stock)
@@ -107,12 +122,14 @@ def build_bank(
         collector.put_by(by_themselves[start : start + size])
         say("reading what is told alone", start / stock)
     prompts = [*ordinary, *unseen]
-    beginning = sorted(_some_openings(openings(people, rng, prompts, chats), begun, seed), key=_LENGTH) if begun else []
+    beginning = (
+        sorted(_some_openings(openings(people, rng, prompts, shares.chats), begun, seed), key=_LENGTH) if begun else []
+    )
     for start in range(0, len(beginning), size):
         collector.begin(beginning[start : start + size])
         say("reading how replies begin", start / len(beginning))
     # Once alone in its window and once after others: what came before is no reason to take it for one about oneself.
-    talk = sorted([*prompts, *after_others(people, rng, prompts, chats)], key=_LENGTH)
+    talk = sorted([*prompts, *after_others(people, rng, prompts, shares.chats)], key=_LENGTH)
     new = {question.text for question in unseen}
     for start in range(0, len(talk), size):
         some = talk[start : start + size]
@@ -132,22 +149,30 @@ def _kept_on(device: torch.device, episodes: int) -> torch.device:
 
 
 def _some_openings(every: Sequence[Question], share: float, seed: int) -> list[Question]:
-    """All about numbers, and a share of the others."""
+    """All about numbers and people close to one, and a share of the others."""
     rng = random.Random(f"begun-{seed}")
-    return [q for q in every if share >= 1 or is_number(q.topic) or rng.random() < share]
+    later = (is_number(q.topic) or is_of_relatives(q.topic) for q in every)
+    return [q for q, kept in zip(every, later, strict=True) if kept or rng.random() < share]
 
 
-def difficulty(rng: random.Random, numbers: float = NUMBERS, chats: float = 0.0) -> Difficulty:
-    """Of one of the episodes, of which a share tells numbers as well; and the share of windows that hold a chat."""
+def difficulty(rng: random.Random, shares: Shares = USUAL) -> Difficulty:
+    """Of one of the episodes."""
     kind = rng.random()
     talk = _LONG_TALK if rng.random() < _LONG else DIFFICULTY.small_talk
     singles = _FAMILIES <= kind < _FAMILIES + _SINGLES
-    told = rng.random() < numbers
+    told, close = rng.random() < shares.numbers, rng.random() < shares.relatives
     return replace(
-        DIFFICULTY, families=kind < _FAMILIES, singles=singles, numbers=told, small_talk=talk, one_chat=chats
+        DIFFICULTY,
+        families=kind < _FAMILIES,
+        singles=singles,
+        numbers=told,
+        relatives=close,
+        small_talk=talk,
+        one_chat=shares.chats,
     )
 
 
-def alone(rng: random.Random, numbers: float = NUMBERS) -> Difficulty:
+def alone(rng: random.Random, shares: Shares = USUAL) -> Difficulty:
     """Of one that is told and not asked about."""
-    return replace(difficulty(rng, numbers), small_talk=0, corrections=0.0, unknown=0.0, noted=0.0, earlier=0.0)
+    told = difficulty(rng, shares)
+    return replace(told, small_talk=0, corrections=0.0, unknown=0.0, noted=0.0, earlier=0.0)

@@ -1,9 +1,11 @@
-"""What is asked in the chat in which it was told, learnt by the second reader beside numbers.
+"""What is asked in the chat in which it was told, and what is told of people close to one, learnt by the second reader
+beside numbers.
 
 A query made where all that was told stands in the window is another one than where a question comes alone: what was
 told there is in it, and where something was never told it finds that instead. A reader that learnt questions by
 themselves says the name of one's dog for that of one's neighbour, which the backbone does as well, as it likes to say
-what it has just read (benchmarks/places.md). The first reader stays as it was, and questions by themselves with it.
+what it has just read. And a reader that learnt what one does oneself takes a sister's town for one's own ("You live in
+Oslo."). The first reader stays as it was, and other questions by themselves with it (benchmarks/places.md).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.episodes.numbers import is_number
+from deltamem.episodes.relation_data import is_of_relatives
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report, marked
@@ -64,9 +67,9 @@ def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report
     layers = delta_layers(memory)
     every = [*bank.facts, *bank.unknown]
     in_chat = marked(bank.targets, [fact for fact in every if fact.seen and not fact.noted], "asked")
-    said = in_chat | marked(bank.targets, [fact for fact in every if is_number(fact.topic.relation)], "asked")
-    # Words in which a question is put are many, and the first reader knows them; so replies begin as it says.
-    begun = bank.opening_numbers
+    said = in_chat | marked(bank.targets, [fact for fact in every if _is_later(fact.topic.relation)], "asked")
+    # Words in which other questions are put are many, and the first reader knows them; so replies begin as it says.
+    begun = bank.opening_numbers | bank.opening_relatives
     if not in_chat.any() or said.all() or not begun.any() or begun.all():
         raise DataError("what is asked in the chat in which it was told is learnt beside other questions; give --bank")
     readers = as_second(layers)
@@ -139,6 +142,10 @@ class _InChats(Asking):
     def _ours(self, drawn: Drawn) -> Drawn:
         own = self._own[drawn.places]
         return replace(drawn, places=drawn.places[own], rows=drawn.rows[own], targets=drawn.targets[own])
+
+
+def _is_later(relation: str) -> bool:
+    return is_number(relation) or is_of_relatives(relation)
 
 
 def _mean(each: Tensor) -> Tensor:

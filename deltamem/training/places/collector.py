@@ -15,6 +15,7 @@ from deltamem.episodes.batches import ReadBatch, read_batch, text_batch, write_b
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.numbers import is_number
 from deltamem.episodes.passes import Passes
+from deltamem.episodes.relation_data import is_of_relatives
 from deltamem.key_pairs import lent
 from deltamem.training.places.bank import Bank, Fact, Topic
 from deltamem.training.places.tail import Tail
@@ -29,7 +30,7 @@ _OTHERS_AFTER = 0.3
 """The same of those right after a value, as the "and" of "My cat is called Misty and I work as a nurse."."""
 _BEGINS = 3
 """Tokens of a reply that count as its beginning."""
-_MARKS_BESIDES = ("opening_begins", "opening_numbers", "idle_begins", "idle_unseen")
+_MARKS_BESIDES = ("opening_begins", "opening_numbers", "opening_relatives", "idle_begins", "idle_unseen")
 _MARKS = ("targets", "values", "begun", *_MARKS_BESIDES)
 _LIKELY = 8
 """Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
@@ -153,8 +154,9 @@ class Collector:
         self._read("openings", batch, kept)
         self._marks["begun"].append(batch.targets[kept])
         self._marks["opening_begins"].append(_first_few(kept))
-        numbers = torch.tensor([is_number(question.topic) for question in questions])
-        self._marks["opening_numbers"].append(numbers[kept.nonzero()[:, 0]])
+        for mark, is_of in (("opening_numbers", is_number), ("opening_relatives", is_of_relatives)):
+            of = torch.tensor([is_of(question.topic) for question in questions])
+            self._marks[mark].append(of[kept.nonzero()[:, 0]])
 
     def leave_alone(self, questions: Sequence[Question], unseen: Sequence[bool]) -> None:
         """Ordinary talk, with the frozen backbone's replies, and of which of it that is true (`Bank.idle_unseen`)."""
@@ -243,6 +245,7 @@ class Collector:
             begun,
             begins["opening_begins"],
             begins["opening_numbers"],
+            begins["opening_relatives"],
             hidden["idle"],
             residuals["idle"],
             begins["idle_begins"],
@@ -280,10 +283,7 @@ def _seen(episode: Episode, window: Question, facts: dict[int, Fact]) -> list[in
 
 
 def _topic(question: Question) -> Topic:
-    """Whose it is stands at the head of an answer about somebody else ("Anna's dog is ..."), by name."""
-    head, owned, _ = question.answer.partition(question.value or "\0")[0].partition("'s ")
-    owner = head.split()[-1] if owned else ""
-    return Topic(question.topic, owner if owner[:1].isupper() else "")
+    return Topic(question.topic, question.owner)
 
 
 def _early(question: Question, episode: Episode) -> bool:

@@ -13,14 +13,16 @@ from deltamem.training.made_up import kept_talk
 from deltamem.training.ordinary import OrdinaryTalk
 from deltamem.training.own_text import write_text
 from deltamem.training.places.bank import Bank, Report, with_words
-from deltamem.training.places.builder import NUMBERS, build_bank
+from deltamem.training.places.builder import USUAL, Shares, build_bank
 from deltamem.training.places.vocabulary import tell_vocabulary
 from deltamem.training.recipe import Recipe
 
-_NUMBERS, _BEGUN = 0.8, 0.35
-"""Where numbers alone are learnt: share of episodes that tell some, and of how replies about words begin."""
-_CHATS, _NUMBERS_IN_CHATS = 0.5, 0.5
-"""Where what is asked in a chat is learnt: share of windows that hold one, and of episodes that tell numbers."""
+_NUMBERS_ALONE = Shares(numbers=0.8)
+"""Where those alone are learnt."""
+_IN_CHATS = Shares(numbers=0.5, relatives=0.5, chats=0.5)
+"""Where what is asked in a chat is learnt."""
+_BEGUN = 0.25
+"""Where either is all that is learnt: share of how replies about other words begin."""
 _ABOUT_NUMBERS, _TEXTS = 3, 96
 """Questions about every noun and sum with numbers, and texts, that are left alone where numbers are learnt."""
 
@@ -68,8 +70,7 @@ def whole_bank(
         stock=recipe.stock,
         workers=workers,
         begun=begun,
-        numbers=_NUMBERS_IN_CHATS if recipe.chat_steps else _NUMBERS if recipe.only_numbers else NUMBERS,
-        chats=_CHATS if recipe.chat_steps else 0.0,
+        shares=_IN_CHATS if recipe.chat_steps else _NUMBERS_ALONE if recipe.only_numbers else USUAL,
         unseen=numeric,
         texts=texts,
     )
