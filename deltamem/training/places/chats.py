@@ -10,6 +10,7 @@ Oslo."). The first reader stays as it was, and other questions by themselves wit
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -44,11 +45,12 @@ _PLACES, _OPENINGS = 512, 256
 _BEGUN, _STATED, _REST, _IN_IDLE = 1.5, 1.0, 0.4, 0.25
 """Weights: of how replies begin, of replies to statements, of what is said outside of values, and of what is said in
 ordinary talk."""
-_TOLD_ALONE, _NEVER_ALONE = 2.5, 0.4
-_TOLD_IN_CHAT, _NEVER_IN_CHAT = 1.5, 0.4
-"""Weights of values told and never told, where the question comes alone and in a chat. What was told is copied from the
-window anyway, so that most of what is left to learn there is to say that something was never told: weighing alike, the
-reader said so of most numbers asked for alone (benchmarks/places.md)."""
+_NUMBERS, _RELATIVES, _IN_CHAT = (2.5, 0.4), (1.5, 0.6), (1.5, 0.4)
+"""Weights of values told and never told: of numbers and of people close to one, where the question comes alone, and of
+all in a chat. What was told there is copied from the window anyway, so that most of what is left to learn there is to
+say that something was never told: weighing alike, the reader said so of most numbers asked for alone
+(benchmarks/places.md).
+"""
 
 
 def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
@@ -67,13 +69,22 @@ def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report
     layers = delta_layers(memory)
     every = [*bank.facts, *bank.unknown]
     in_chat = marked(bank.targets, [fact for fact in every if fact.seen and not fact.noted], "asked")
-    said = in_chat | marked(bank.targets, [fact for fact in every if _is_later(fact.topic.relation)], "asked")
+    numbers, close = (
+        marked(bank.targets, [fact for fact in every if is_of(fact.topic.relation)], "asked")
+        for is_of in (is_number, is_of_relatives)
+    )
+    said = in_chat | numbers | close
     # Words in which other questions are put are many, and the first reader knows them; so replies begin as it says.
     begun = bank.opening_numbers | bank.opening_relatives
     if not in_chat.any() or said.all() or not begun.any() or begun.all():
         raise DataError("what is asked in the chat in which it was told is learnt beside other questions; give --bank")
     readers = as_second(layers)
-    asking = _InChats(memory, bank, said, in_chat, begun, seed)
+    sorts_of_values = (
+        (_NUMBERS, numbers & ~close & ~in_chat),
+        (_RELATIVES, close & ~in_chat),
+        (_IN_CHAT, in_chat),
+    )
+    asking = _InChats(memory, bank, said, sorts_of_values, begun, seed)
     sorts = ((bank.places, said.nonzero()[:, 0]), (bank.openings, begun.nonzero()[:, 0]))
     known = Known.of_some(torch.Generator().manual_seed(seed), layers[0].memory_q_proj.device, *sorts)
     there = [name for name in _RATES if name != "read_gate_proj" or memory.config.read_gate]
@@ -99,16 +110,22 @@ class _InChats(Asking):
         memory: of the adapter; it writes histories.
         bank: what its layers see.
         said: (n,) of the bank's places, true for those.
-        in_chat: (n,), true for those of them that stand in a chat.
+        values: sorts of them, each with the weights of what was told and never told, and (n,), true for those of it.
         begun: (n,) of its openings, the same.
         seed: of everything random.
     """
 
     def __init__(
-        self, memory: DeltaMemory, bank: Bank, said: Tensor, in_chat: Tensor, begun: Tensor, seed: int = 0
+        self,
+        memory: DeltaMemory,
+        bank: Bank,
+        said: Tensor,
+        values: Sequence[tuple[tuple[float, float], Tensor]],
+        begun: Tensor,
+        seed: int = 0,
     ) -> None:
         super().__init__(memory, bank, seed)
-        self._own, self._in_chat, self._begun = said, in_chat, begun.nonzero()[:, 0]
+        self._own, self._values, self._begun = said, list(values), begun.nonzero()[:, 0]
 
     def loss_of(self, now: Stacked) -> Tensor:
         """Of one step: cross-entropy where replies begin, of what was told and of what never was, and in those to
@@ -126,15 +143,11 @@ class _InChats(Asking):
         found = self._said(now, hidden, bank.opening_residuals[begun], states, any_row, among)
         loss = _BEGUN * F.cross_entropy(found, among.numbers(targets))
         each, never = self._each(now, drawn, states), drawn.targets == bank.unsaid
-        value, in_chat = bank.values[drawn.places], self._in_chat[drawn.places]
-        for weight, some in (
-            (_TOLD_ALONE, value & ~never & ~in_chat),
-            (_NEVER_ALONE, value & never & ~in_chat),
-            (_TOLD_IN_CHAT, value & ~never & in_chat),
-            (_NEVER_IN_CHAT, value & never & in_chat),
-            (_REST, ~value),
-        ):
-            loss = loss + weight * _mean(each[some])
+        value = bank.values[drawn.places]
+        loss = loss + _REST * _mean(each[~value])
+        for (told, never_told), sort in self._values:
+            own = value & sort[drawn.places]
+            loss = loss + told * _mean(each[own & ~never]) + never_told * _mean(each[own & never])
         stated = self._drawing.statements(self._rng, self._rng.choice(_BEFORE), _STATEMENTS)
         loss = loss + _STATED * _mean(self._each(now, self._ours(stated)))
         return loss + _IN_IDLE * self._in_ordinary_talk(now, states, among) if bank.idle.shape[1] else loss
@@ -142,10 +155,6 @@ class _InChats(Asking):
     def _ours(self, drawn: Drawn) -> Drawn:
         own = self._own[drawn.places]
         return replace(drawn, places=drawn.places[own], rows=drawn.rows[own], targets=drawn.targets[own])
-
-
-def _is_later(relation: str) -> bool:
-    return is_number(relation) or is_of_relatives(relation)
 
 
 def _mean(each: Tensor) -> Tensor:
