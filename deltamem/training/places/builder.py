@@ -160,7 +160,8 @@ def difficulty(rng: random.Random, shares: Shares = USUAL) -> Difficulty:
     kind = rng.random()
     talk = _LONG_TALK if rng.random() < _LONG else DIFFICULTY.small_talk
     singles = _FAMILIES <= kind < _FAMILIES + _SINGLES
-    told, close = rng.random() < shares.numbers, rng.random() < shares.relatives
+    told = rng.random() < shares.numbers
+    close = shares.relatives > 0 and rng.random() < shares.relatives
     return replace(
         DIFFICULTY,
         families=kind < _FAMILIES,
