@@ -94,6 +94,10 @@ def train_adapter(
     impersonal: Annotated[
         int | None, typer.Option(min=0, help="Questions about a noun that are nobody's own, to be left alone (places).")
     ] = None,
+    relatives: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of episodes that tell what people close to one do and are (places)."),
+    ] = None,
     cached_questions: Annotated[int | None, typer.Option(min=8, help="Questions in one of those steps.")] = None,
     cached_facts: Annotated[int | None, typer.Option(min=1, max=32, help="Most facts in a history of those.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Histories per step, over all processes.")] = None,
@@ -229,6 +233,7 @@ def train_adapter(
         "easy_steps": easy_steps,
         "made_up": made_up,
         "impersonal": impersonal,
+        "relatives": relatives,
         "cached_questions": cached_questions,
         "cached_facts": cached_facts,
         "batch": batch,

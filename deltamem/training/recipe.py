@@ -72,6 +72,8 @@ class Recipe:
             the last layer.
         impersonal: questions about each noun that sound like one about oneself and are left alone, where corrections
             go to the last layer; with any, those about no noun are as well.
+        relatives: share of a bank's episodes that tell what people close to one do and are, where corrections go to the
+            last layer; a second reader learns it in `chat_steps`.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.
         cached_talk: most turns of small talk in one.
@@ -134,6 +136,7 @@ class Recipe:
     easy_steps: int = 0
     made_up: int = 0
     impersonal: int = 0
+    relatives: float = 0.0
     cached_questions: int = 64
     cached_facts: int = 8
     cached_talk: int = 8

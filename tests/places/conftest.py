@@ -14,7 +14,7 @@ from deltamem.episodes.passes import Passes
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.episodes.words import Beginnings
 from deltamem.training.places.bank import Bank
-from deltamem.training.places.builder import DIFFICULTY, Shares, build_bank
+from deltamem.training.places.builder import DIFFICULTY, build_bank
 from tests.conftest import make_memory, make_model, make_tokenizer
 from tests.test_training import Words, few_people
 
@@ -51,8 +51,7 @@ def people() -> SyntheticPeople:
 
 @pytest.fixture
 def bank(passes: Passes, people: SyntheticPeople) -> Bank:
-    # So small a backbone is told of a few of one's own things alone.
-    return build_bank(passes, people, IDLE, 12, seed=5, shares=Shares(relatives=0.0))
+    return build_bank(passes, people, IDLE, 12, seed=5)
 
 
 @pytest.fixture(autouse=True)

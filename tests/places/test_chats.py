@@ -81,6 +81,9 @@ def test_so_is_what_is_told_of_people_close_to_one_and_how_replies_about_them_be
 ) -> None:
     people.relatives = SyntheticPeople(Words()).relatives[:8]
     bank = build_bank(passes, people, IDLE, 24, seed=1, shares=Shares(relatives=1.0, chats=0.3))
+    plain = build_bank(passes, people, IDLE, 12)
+    assert not plain.opening_relatives.any()
+    assert not any(is_of_relatives(fact.topic.relation) for fact in (*plain.facts, *plain.unknown))
     close = [fact for fact in (*bank.facts, *bank.unknown) if is_of_relatives(fact.topic.relation)]
     begun = bank.opening_relatives
     assert close and begun.any() and not begun.all()

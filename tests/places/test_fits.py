@@ -160,7 +160,7 @@ def test_keys_trained_on_their_own_are_found_from_more_places(
     monkeypatch.setattr(people, "anybody", lambda rng, split: rng.choice(people._people[split]))
     few_ways(people, 18)
     # A backbone of bytes learns no numbers from a dozen episodes: they are single digits to it.
-    bank = build_bank(passes, people, IDLE, 24, seed=5, stock=6, shares=Shares(numbers=0.0, relatives=0.0))
+    bank = build_bank(passes, people, IDLE, 24, seed=5, stock=6, shares=Shares(numbers=0.0))
     before, said = how_found(passes.memory, bank), []
     fit_keys(passes.memory, bank, 240, report=lambda what, _share: said.append(what))
     after = how_found(passes.memory, bank)
@@ -292,7 +292,7 @@ def said_of_itself(passes: Passes, bank: Bank, numbers: torch.Tensor, ids: torch
 
 def test_values_trained_on_their_own_are_said_beside_others(passes: Passes, people: SyntheticPeople) -> None:
     few_ways(people, 12)
-    bank = build_bank(passes, people, IDLE, 12, shares=Shares(numbers=0.0, relatives=0.0))
+    bank = build_bank(passes, people, IDLE, 12, shares=Shares(numbers=0.0))
     keys = [layer.memory_k_proj.clone() for layer in delta_layers(passes.memory)]
     said: list[str] = []
     words = tell_vocabulary(passes, people, 1, report=lambda what, _share: said.append(what))

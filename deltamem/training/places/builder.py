@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,12 +60,12 @@ class Shares(NamedTuple):
 
     Attributes:
         numbers: share of episodes in which numbers are told as well.
-        relatives: the same of what people close to one do and are.
+        relatives: the same of what people close to one do and are; with none, no reply about them begins either.
         chats: share of windows that hold a chat in which what is asked was told, or other things were.
     """
 
     numbers: float = 0.2
-    relatives: float = 0.15
+    relatives: float = 0.0
     chats: float = 0.0
 
 
@@ -105,6 +106,9 @@ def build_bank(
         texts: token ids of text that is nobody's talk and is to be left alone as well.
     """
     say = report or (lambda _what, _share: None)
+    if not shares.relatives:
+        people = copy.copy(people)
+        people.relatives = []
     rng = random.Random(f"places-{seed}")
     making, name = partial(say, "making up what is told and asked"), f"places-{seed}"
     chosen, told_alone = partial(difficulty, shares=shares), partial(alone, shares=shares)

@@ -19,9 +19,9 @@ from deltamem.training.recipe import Recipe
 
 _NUMBERS_ALONE = Shares(numbers=0.8)
 """Where those alone are learnt."""
-_IN_CHATS = Shares(numbers=0.5, relatives=0.5, chats=0.5)
+_IN_CHATS = Shares(numbers=0.5, chats=0.5)
 """Where what is asked in a chat is learnt."""
-_BEGUN = 0.25
+_BEGUN = 0.35
 """Where either is all that is learnt: share of how replies about other words begin."""
 _ABOUT_NUMBERS, _TEXTS = 3, 96
 """Questions about every noun and sum with numbers, and texts, that are left alone where numbers are learnt."""
@@ -55,6 +55,7 @@ def whole_bank(
         # What has numbers in it is told as well, and is nothing to remember.
         people.small_talk = people.small_talk + [Turn(q.text, q.answer) for q in numeric]
         texts = write_text(passes, _TEXTS, recipe.seed, report)
+    shares = _IN_CHATS if recipe.chat_steps else _NUMBERS_ALONE if recipe.only_numbers else USUAL
     begun = 1.0
     if recipe.only_erasing:
         begun = 0.0  # what is erased hangs on no reply
@@ -70,7 +71,7 @@ def whole_bank(
         stock=recipe.stock,
         workers=workers,
         begun=begun,
-        shares=_IN_CHATS if recipe.chat_steps else _NUMBERS_ALONE if recipe.only_numbers else USUAL,
+        shares=shares._replace(relatives=recipe.relatives),
         unseen=numeric,
         texts=texts,
     )
