@@ -174,7 +174,7 @@ class SyntheticPeople:
                 told.append(Fact(relation, f"{value} and {second}", is_list=True))
                 continue
             owner = None
-            if relation.possessed and rng.random() < self._told_of_others(relation, difficulty):
+            if relation.possessed and rng.random() < self._share_of_others(relation, difficulty):
                 owner = self.anybody(rng, split)
                 if rng.random() < 0.5 and len(told) + 1 < count:
                     # The user has one as well: the two must be kept apart.
@@ -184,7 +184,7 @@ class SyntheticPeople:
             told.append(Fact(relation, value, owner))
         return told[:count]
 
-    def _told_of_others(self, relation: Relation, difficulty: Difficulty) -> float:
+    def _share_of_others(self, relation: Relation, difficulty: Difficulty) -> float:
         return _BY_NAME if relation.named and difficulty.others else difficulty.others
 
     def _history(
