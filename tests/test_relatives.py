@@ -27,7 +27,7 @@ def people() -> SyntheticPeople:
 
 
 def test_each_says_who_it_is_about_and_has_one_value() -> None:
-    every = [*relatives(), *relatives(heldout=True)]
+    every = relatives()
     assert len({relation.id for relation in every}) == len(every) > 500
     for relation in every:
         who = relation.id.removesuffix(f"_{relation.way}").replace("_", " ")
@@ -44,7 +44,7 @@ def test_each_says_who_it_is_about_and_has_one_value() -> None:
 
 def test_people_held_out_are_others(people: SyntheticPeople) -> None:
     known = {relation.answer.split(" {v}")[0] for relation in people.relatives}
-    assert not known & {relation.answer.split(" {v}")[0] for relation in relatives(heldout=True)}
+    assert not known & {relation.answer.split(" {v}")[0] for relation in people.heldout_relatives}
 
 
 def test_a_friend_may_be_told_of_by_name(people: SyntheticPeople) -> None:
@@ -89,7 +89,7 @@ def test_replies_about_them_begin_with_who_it_is(people: SyntheticPeople) -> Non
     assert len(of_friends) > 20
 
 
-def test_recall_asks_for_them() -> None:
+def test_recall_asks_for_them(people: SyntheticPeople) -> None:
     task = recall_task(Words(), 12, parts=PARTS)
     kinds = {part: [item for item in task.items if item.labels["kind"] == part] for part in PARTS}
     assert all(len(items) >= 12 for items in kinds.values())
@@ -99,5 +99,5 @@ def test_recall_asks_for_them() -> None:
     answers = {item.answers[0][:4] for item in kinds["relatives beside oneself"]}
     assert answers == {"You ", "Your"}
     assert not any(item.value for item in kinds["never told of relatives"])
-    seen = {relation.answer.split(" {v}")[0] for relation in relatives()}
+    seen = {relation.answer.split(" {v}")[0] for relation in people.relatives}
     assert not any(item.answers[0].startswith(tuple(seen)) for item in kinds["relatives never seen"])

@@ -31,8 +31,7 @@ def is_number(relation: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _ids() -> frozenset[str]:
-    close = (relation for held_out in (False, True) for relation in relatives(held_out))
-    ages = (relation for relation in close if relation.way == "own_age")
+    ages = (relation for relation in relatives() if relation.way == "own_age")
     return frozenset(relation.id for relation in (*number_relations(), *ages))
 
 

@@ -48,27 +48,26 @@ def family(data: dict[str, Any]) -> list[Relation]:
     return made
 
 
-def relatives(heldout: bool = False) -> list[Relation]:
-    """What people close to one do and are: where a sister lives, what a boss drives; of a friend also by name.
-
-    Args:
-        heldout: those of people that training never hears of.
+def relatives() -> list[Relation]:
+    """What people close to one do and are: where a sister lives, what a boss drives; of a friend also by name. Those of
+    people that training never hears of are among them.
     """
     data = read_data("relatives.json")
-    ways = {way: {"possessed": "{n}", **said} for way, said in data["ways"].items()}
+    held_out, nouns = set(data["heldout_nouns"]), data["nouns"] + data["heldout_nouns"]
     made = []
-    for way, said in ways.items():
-        for relation in family({**said, "nouns": data["heldout_nouns" if heldout else "nouns"]}):
-            named = relation.possessed == data["named"]
+    for way, said in data["ways"].items():
+        for relation in family({**said, "possessed": "{n}", "nouns": nouns}):
+            who = relation.possessed
+            named = who == data["named"]
             # A friend's friend, or a sister's boss, is nobody that people tell of.
-            possessed = relation.possessed if named else ""
-            made.append(replace(relation, id=f"{relation.id}_{way}", possessed=possessed, way=way, named=named))
+            possessed, new = who if named else "", f"{relation.id}_{way}"
+            made.append(replace(relation, id=new, possessed=possessed, heldout=who in held_out, way=way, named=named))
     return made
 
 
 @lru_cache(maxsize=1)
 def _of_relatives() -> frozenset[str]:
-    return frozenset(relation.id for held_out in (False, True) for relation in relatives(held_out))
+    return frozenset(relation.id for relation in relatives())
 
 
 def is_of_relatives(relation: str) -> bool:

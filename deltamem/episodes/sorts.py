@@ -17,5 +17,5 @@ def sort_of(relation: str) -> str:
 def _sorts() -> dict[str, str]:
     owned = [r for r in (*told_relations(), *families()) if r.possessed]
     named = {r.id: r.answer.replace(r.possessed.split()[-1], "{n}", 1) for r in owned}
-    told_of_others = {r.id: r.way for r in (*relatives(), *relatives(heldout=True))}
+    told_of_others = {r.id: r.way for r in relatives()}
     return named | told_of_others | {r.id: r.id.rpartition("_")[2] for r in number_relations() if r.possessed}

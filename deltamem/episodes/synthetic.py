@@ -49,7 +49,7 @@ class SyntheticPeople:
         singles: those of `relations` that are no family's, in more words, and others of that sort.
         numbers: others, whose values are numbers.
         relatives: others, about people close to one; some are numbers.
-        heldout_relations: those that never are.
+        heldout_relations, heldout_relatives: those that never are.
         ordinary: prompts on which memory is to change nothing, by split.
         answered: some of those held out, with answers.
         small_talk: turns put between facts; a trainer adds some with the backbone's own replies.
@@ -63,7 +63,9 @@ class SyntheticPeople:
         self.families = families()
         self.singles = singles(self.relations)
         self.numbers = number_relations()
-        self.relatives = relatives()
+        close = relatives()
+        self.relatives = [r for r in close if not r.heldout]
+        self.heldout_relatives = [r for r in close if r.heldout]
         self.heldout_relations = [r for r in relations if r.heldout]
         ordinary = read_data("ordinary.json")
         self.ordinary: dict[Split, list[str]] = {"train": ordinary["train"], "heldout": ordinary["heldout"]}

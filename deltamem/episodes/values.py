@@ -44,7 +44,7 @@ class Values:
                 self._likely["train"][of], self._likely["heldout"][of] = sort["values"][:last], sort["values"][last:]
                 self._longer.setdefault(of, []).extend(sort.get("longer", ()))
         for known in (*self._likely.values(), self._longer):
-            known |= {r.id: known[r.way] for r in (*relatives(), *relatives(heldout=True)) if r.way in known}
+            known |= {r.id: known[r.way] for r in relatives() if r.way in known}
 
     def single(self, kind: str, split: Split) -> list[str]:
         """All of a kind (``name`` or ``word``) that are one token, or all numbers of a kind."""

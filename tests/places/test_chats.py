@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from statistics import median
 
 import pytest
 import torch
@@ -60,7 +59,7 @@ def test_a_chat_is_learnt_by_the_second_reader_alone(
     monkeypatch.setattr(chats._InChats, "loss_of", heard)
     said: list[str] = []
     fit_chats(memory, bank, 120, report=lambda what, _share: said.append(what))
-    assert median(losses[-20:]) < median(losses[:20]) - 0.5
+    assert max(losses[-10:]) < min(losses[:10])
     assert set(said) == {"learning to read in a chat", "learning whose reads count"}
     after = memory.adapter.state_dict()
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}

@@ -11,7 +11,6 @@ from typing import Any
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.episode import Episode, Question, Turn
 from deltamem.episodes.grouped import grouped
-from deltamem.episodes.relation_data import relatives as people_close
 from deltamem.episodes.relations import Relation
 from deltamem.episodes.sorts import sort_of
 from deltamem.episodes.synthetic import SyntheticPeople
@@ -221,7 +220,7 @@ class _Builder:
         if numbers:
             among = self.people.numbers
         if relatives:
-            among = people_close(heldout=True) if relatives == "held out" else self.people.relatives
+            among = self.people.heldout_relatives if relatives == "held out" else self.people.relatives
         if longer:
             among = [r for r in self.people.relations if r.id in self.people.values.longer]
         per_conversation = 1 if only == "unknown" else facts
