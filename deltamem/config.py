@@ -34,6 +34,7 @@ _OURS = {
     "read_gate_floor": 0.0,
     "joint_gate": False,
     "second_reader": False,
+    "third_reader": False,
     "write_gate_floor": 0.0,
     "reply_floor": 0.0,
     "reads": "all",
@@ -102,6 +103,7 @@ class DeltaMemConfig:
         second_reader: ask the same state with queries and read gates of another reader as well, which has a joint gate
             of its own. Whose reads count for a token is seen by all layers together. What is learnt later, as numbers
             by an adapter that knows words, then takes nothing from how the rest is read. Not in the paper.
+        third_reader: one more of that sort, after the second. Not in the paper.
         write_gate_floor: the same as `read_gate_floor` for write gates: a token that tells nothing then writes nothing,
             and takes nothing of what was told before with it. In training only the losses on gates open one that is
             shut. Not in the paper.
@@ -163,6 +165,7 @@ class DeltaMemConfig:
     read_gate_floor: float = 0.0
     joint_gate: bool = False
     second_reader: bool = False
+    third_reader: bool = False
     write_gate_floor: float = 0.0
     reply_floor: float = 0.0
     reads: str = "all"
@@ -220,6 +223,8 @@ class DeltaMemConfig:
             raise ConfigError("joint_gate is for corrections last: a layer's own can't wait for what later ones see")
         if self.second_reader and (not self.joint_gate or self.base_queries):
             raise ConfigError("second_reader takes a joint_gate, which says whose reads count, and no base_queries")
+        if self.third_reader and not self.second_reader:
+            raise ConfigError("third_reader comes after a second_reader, and there is none")
         if self.keys == "pair" and self.writes_segments:
             raise ConfigError("keys pair is for memory_write_granularity token: a segment has no token before it")
         if not 0 <= self.own_share <= 1:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.key_pairs import Lend, lendable, lent, paired, writes
+from deltamem.readers import Reader, later_readers
 from deltamem.recurrence import Gates, delta_rule, delta_write, gates_from, mask_gates, uses_kernels
 
 UNIT_EPS = 1e-6
@@ -26,13 +27,6 @@ _READ_GATE_OPEN = 3.0
 """Bias a read gate starts with: almost open, so that training decides where to shut it."""
 _JOINT_GATE_OPEN = 1.0
 """Bias a layer's part in the joint gate starts with: open."""
-
-SECOND = {
-    "memory_q_proj": "second_q_proj",
-    "read_gate_proj": "second_read_gate_proj",
-    "joint_gate_proj": "second_joint_gate_proj",
-}
-"""What a second reader has instead."""
 
 
 class Told(NamedTuple):
@@ -59,7 +53,8 @@ class DeltaLayer(nn.Module):
     ``erase_bias`` (H), when what is erased is learned, and ``joint_gate_proj`` (1, hidden) and ``joint_gate_bias``
     (1), this layer's part in the gate of all of them, when there is one. A second reader has ``second_q_proj``,
     ``second_read_gate_proj`` and ``second_joint_gate_proj`` as the first, with the same biases, and ``route_proj``
-    (1, hidden) and ``route_bias`` (1), this layer's part in whose reads count.
+    (1, hidden) and ``route_bias`` (1), this layer's part in whose reads count; a third one the same, ``third_q_proj``
+    and so on, and ``third_route_proj`` and ``third_route_bias``.
     """
 
     memory_q_proj: nn.Parameter
@@ -84,6 +79,11 @@ class DeltaLayer(nn.Module):
     second_joint_gate_proj: nn.Parameter
     route_proj: nn.Parameter
     route_bias: nn.Parameter
+    third_q_proj: nn.Parameter
+    third_read_gate_proj: nn.Parameter
+    third_joint_gate_proj: nn.Parameter
+    third_route_proj: nn.Parameter
+    third_route_bias: nn.Parameter
     base_state: nn.Parameter
     memory_base_proj: nn.Parameter
     erase_proj: nn.Parameter
@@ -95,7 +95,8 @@ class DeltaLayer(nn.Module):
         self.hidden_size = hidden_size
         for name, shape in self.shapes(config, hidden_size, out_features).items():
             self.register_parameter(name, nn.Parameter(torch.zeros(shape)))
-        own = ["memory_base_proj"] * config.base_queries + ["second_q_proj"] * config.second_reader
+        own = ["memory_base_proj"] * config.base_queries
+        own += [reader.instead["memory_q_proj"] for reader in later_readers(config)]
         for name in ("memory_q_proj", "memory_k_proj", "memory_v_proj", *own):
             nn.init.kaiming_uniform_(getattr(self, name), a=math.sqrt(5))
         nn.init.constant_(self.beta_bias, config.beta_bias_init)
@@ -105,8 +106,9 @@ class DeltaLayer(nn.Module):
             nn.init.constant_(self.read_gate_bias, _READ_GATE_OPEN)
         if config.joint_gate:
             nn.init.constant_(self.joint_gate_bias, _JOINT_GATE_OPEN)
-        if config.second_reader:
-            nn.init.constant_(self.route_bias, -_JOINT_GATE_OPEN)  # the first one's count, until it is learnt
+        for reader in later_readers(config):
+            # Those before it count, until it is learnt.
+            nn.init.constant_(getattr(self, f"{reader.route}_bias"), -_JOINT_GATE_OPEN)
         if config.delta_o_rmsnorm:
             nn.init.ones_(self.delta_o_rmsnorm_weight)
         if config.trainable_delta_scale:
@@ -126,9 +128,9 @@ class DeltaLayer(nn.Module):
             shapes |= {"read_gate_proj": (heads, hidden_size), "read_gate_bias": (heads,)}
         if config.joint_gate:
             shapes |= {"joint_gate_proj": (1, hidden_size), "joint_gate_bias": (1,)}
-        if config.second_reader:
-            shapes |= {second: shapes[first] for first, second in SECOND.items() if first in shapes}
-            shapes |= {"route_proj": (1, hidden_size), "route_bias": (1,)}
+        for reader in later_readers(config):
+            shapes |= {own: shapes[first] for first, own in reader.instead.items() if first in shapes}
+            shapes |= {f"{reader.route}_proj": (1, hidden_size), f"{reader.route}_bias": (1,)}
         if config.base_state:
             shapes["base_state"] = (config.num_state_heads, config.rank, config.rank)
         if config.base_queries:
@@ -144,9 +146,9 @@ class DeltaLayer(nn.Module):
 
     # Signals
 
-    def _asking(self, second: bool = False) -> list[Tensor]:
+    def _asking(self, reader: Reader | None = None) -> list[Tensor]:
         names = ["memory_q_proj", *["read_gate_proj"] * self.config.read_gate]
-        return [getattr(self, SECOND[name] if second else name) for name in names]
+        return [getattr(self, name if reader is None else reader.instead[name]) for name in names]
 
     def _telling(self) -> list[Tensor]:
         free = [self.lambda_proj] if self.config.needs_lambda else []
@@ -181,9 +183,9 @@ class DeltaLayer(nn.Module):
         raw = products[..., 2 * width : 2 * width + gates]
         return lendable(self.config, products[..., :width], raw if bias is None else raw + bias)
 
-    def queries(self, x: Tensor, second: bool = False) -> Tensor:
-        """Queries alone, (B, T, H, r), for a call that only reads; those of the second reader, if there is one."""
-        products = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._asking(second)))
+    def queries(self, x: Tensor, reader: Reader | None = None) -> Tensor:
+        """Queries alone, (B, T, H, r), for a call that only reads: the first reader's, or those of a later one."""
+        products = F.linear(x.to(self.memory_q_proj.dtype), torch.cat(self._asking(reader)))
         width = len(self.memory_q_proj)
         return self._queries(products[..., :width], products[..., width:])
 
@@ -213,13 +215,15 @@ class DeltaLayer(nn.Module):
 
     def joint_logits(self, x: Tensor) -> Tensor:
         """This layer's part in the logits of gates of all layers, of hidden states x (B, T, hidden): (B, T, 1) for the
-        joint gate, (B, T, 3) with that of a second reader and the route. For a layer that has one.
+        joint gate, and two more for each later reader: its joint gate and its route. For a layer that has one.
         """
         weights: list[Tensor] = [self.joint_gate_proj]
         biases: list[Tensor] = [self.joint_gate_bias]
-        if self.config.second_reader:
-            weights += [self.second_joint_gate_proj, self.route_proj]
-            biases += [self.joint_gate_bias, self.route_bias]
+        for reader in later_readers(self.config):
+            names = reader.instead["joint_gate_proj"], f"{reader.route}_proj", f"{reader.route}_bias"
+            own, route, bias = (getattr(self, name) for name in names)
+            weights += [own, route]
+            biases += [self.joint_gate_bias, bias]
         return F.linear(x.to(weights[0].dtype), torch.cat(weights), torch.cat(biases))
 
     def _queries(self, raw: Tensor, gate: Tensor) -> Tensor:
@@ -246,12 +250,10 @@ class DeltaLayer(nn.Module):
 
     def read(self, x: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:
         """Reads of x (B, T, hidden) from a state (B, H, r, r) that stays as it is: (B, T, H*r), and after them those of
-        a second reader, if there is one.
+        later readers, if there are such.
         """
-        first = self._read(x, self.queries(x), state, valid)
-        if not self.config.second_reader:
-            return first
-        return torch.cat([first, self._read(x, self.queries(x, second=True), state, valid)], dim=-1)
+        readers = (None, *later_readers(self.config))
+        return torch.cat([self._read(x, self.queries(x, reader), state, valid) for reader in readers], dim=-1)
 
     def _read(self, x: Tensor, q: Tensor, state: Tensor, valid: Tensor | None) -> Tensor:
         reads = torch.einsum("bhij,bthj->bthi", state, q)
@@ -285,7 +287,7 @@ class DeltaLayer(nn.Module):
             gates = mask_gates(gates, written)
         if trace is not None:
             trace(gates.write)
-        readers = [q, self.queries(x, second=True)] if config.second_reader else [q]
+        readers = [q, *(self.queries(x, reader) for reader in later_readers(config))]
         # The recurrence once for each: a call of many tokens that reads and writes is a training step's, or short.
         every = [delta_rule(q, k, v, gates, state, valid) for q in readers]
         found = [reads for reads, _ in every]
@@ -313,7 +315,8 @@ class DeltaLayer(nn.Module):
             added = lend(self._lends(told, self.beta_bias)[:, None])[:, 0]
             products = torch.cat([products[:, :width], paired(config, told, added)], -1)
         # Before the kernel: each token reads what was there before it.
-        besides = [self._read(x, self.queries(x, second=True), state, valid)[:, 0]] if config.second_reader else []
+        later = later_readers(config)
+        besides = [self._read(x, self.queries(x, reader), state, valid)[:, 0] for reader in later]
         everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
         reads, state, gates = token_kernel(
             config,

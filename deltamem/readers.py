@@ -1,13 +1,43 @@
-"""What all layers read for a token, as far as gates of all of them let it through.
+"""Who reads the state, and what of all layers' reads is heard for a token.
 
-A joint gate says whether anything read is heard. With a second reader there are two such gates, one for each, and a
-route, which says whose reads count.
+A joint gate says whether anything read is heard. A later reader asks the same state with queries, read gates and a
+joint gate of its own, and has a route, which says whether its reads count and not those of the readers before it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+from deltamem.config import DeltaMemConfig
+
+
+class Reader(NamedTuple):
+    """A later reader, by the names of its tensors in a layer.
+
+    Attributes:
+        instead: of what the first reader asks with, what this one has in its place.
+        route: of its route, before ``_proj`` and ``_bias``.
+    """
+
+    instead: Mapping[str, str]
+    route: str
+
+
+def _reader(name: str, route: str) -> Reader:
+    own = {"memory_q_proj": "q_proj", "read_gate_proj": "read_gate_proj", "joint_gate_proj": "joint_gate_proj"}
+    return Reader({first: f"{name}_{part}" for first, part in own.items()}, route)
+
+
+SECOND, THIRD = _reader("second", "route"), _reader("third", "third_route")
+
+
+def later_readers(config: DeltaMemConfig) -> tuple[Reader, ...]:
+    """Those that an adapter has after the first, in order."""
+    return (*[SECOND] * config.second_reader, *[THIRD] * config.third_reader)
 
 
 def jointly_open(logits: Tensor) -> Tensor:
@@ -18,11 +48,12 @@ def jointly_open(logits: Tensor) -> Tensor:
 
 def shares_of(logits: Tensor) -> Tensor:
     """What each reader's reads count for, (..., readers), from the sum of layers' `DeltaLayer.joint_logits`."""
-    opened = jointly_open(logits)
-    if opened.shape[-1] == 1:
-        return opened
-    first, second, route = opened.unbind(-1)
-    return torch.stack([(1 - route) * first, route * second], dim=-1)
+    first, *later = jointly_open(logits).unbind(-1)
+    left, shares = torch.ones_like(first), []
+    for opened, route in reversed(list(zip(later[::2], later[1::2], strict=True))):
+        shares.append(left * route * opened)
+        left = left * (1 - route)
+    return torch.stack([left * first, *reversed(shares)], dim=-1)
 
 
 def heard(reads: Tensor, shares: Tensor) -> Tensor:

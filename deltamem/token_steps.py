@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from deltamem.layer import SECOND, UNIT_EPS, DeltaLayer
+from deltamem.layer import UNIT_EPS, DeltaLayer
+from deltamem.readers import later_readers
 
 Array = NDArray[np.float32]
 
@@ -48,19 +49,21 @@ class TokenSteps:
         base = ["memory_base_proj"] if config.base_queries else []
         erase = ["erase_proj"] if config.learned_erase else []
         joint = ["joint_gate_proj"] if config.joint_gate else []
-        second = [SECOND[name] for name in ("memory_q_proj", *gate)] if config.second_reader else []
-        joint += ["second_joint_gate_proj", "route_proj"] if config.second_reader else []
-        asking = ["memory_q_proj", *gate, *base, *second, *joint]
+        later = later_readers(config)
+        others = [reader.instead[name] for reader in later for name in ("memory_q_proj", *gate)]
+        joint += [name for r in later for name in (r.instead["joint_gate_proj"], f"{r.route}_proj")]
+        asking = ["memory_q_proj", *gate, *base, *others, *joint]
         projections = _fuse(layers, [*asking, "memory_k_proj", "memory_v_proj", "beta_proj", *free, *erase])
         self._where = self._places()
         base_at = width + (heads if config.read_gate else 0)
         self._base_rows = slice(base_at, base_at + width)
         split = sum(len(getattr(layers[0], name)) for name in asking)
-        self._second_at = split - len(joint) - (base_at if config.second_reader else 0)
+        # Later readers' rows follow at once: with those the base state has no queries of its own.
+        self._begins = [n * base_at for n in range(1 + len(later))]
         self._reading = list(projections[:, :split])
         self._writing = projections[:, split:]
         self._read_bias = list(_fuse(layers, ["read_gate_bias"])) if config.read_gate else None
-        biases = ["joint_gate_bias", *["joint_gate_bias", "route_bias"] * config.second_reader]
+        biases = ["joint_gate_bias", *(name for r in later for name in ("joint_gate_bias", f"{r.route}_bias"))]
         self._joint_biases = {name: _fuse(layers, [name]) for name in biases} if config.joint_gate else {}
         self._biased = biases if config.joint_gate else []
         self._joint = [[0.0] * len(joint)] * len(layers)
@@ -75,8 +78,7 @@ class TokenSteps:
             self._corrections = {"o": [np.concatenate(self._corrections["o"], axis=1)]}
         self._base = _fuse(layers, ["base_state"]) if config.base_state else None
         self._with_base: tuple[Array, Array] | None = None  # the states, and what is read where they are
-        readers = 1 + config.second_reader
-        self._reads: list[list[tuple[Array, float] | None]] = [[None] * readers] * len(layers)
+        self._reads: list[list[tuple[Array, float] | None]] = [[None] * len(self._begins)] * len(layers)
         self._seen: list[Array] = []
         self.states: Array | None = None
         self.lent: Array | None = None
@@ -107,8 +109,7 @@ class TokenSteps:
         numbers = self._reading[i].dot(_flat(x)).tolist()
         if self._biased:
             self._joint[i] = numbers[-len(self._biased) :]
-        at = (0, self._second_at) if self._config.second_reader else (0,)
-        self._reads[i] = [self._read(i, numbers, begin) for begin in at]
+        self._reads[i] = [self._read(i, numbers, begin) for begin in self._begins]
 
     def _read(self, i: int, numbers: list[float], at: int) -> tuple[Array, float] | None:
         """What a reader reads whose query and gates stand there, and what to multiply it by; None for nothing."""
@@ -192,11 +193,12 @@ class TokenSteps:
             return [1.0]
         biases = [float(self._joint_biases[name].sum()) for name in self._biased]
         logits = map(operator.add, map(sum, zip(*self._joint, strict=True)), biases)
-        opened = [min(1.0, max(0.0, 0.5 + 0.5 * logit)) for logit in logits]
-        if len(opened) == 1:
-            return opened
-        first, second, route = opened
-        return [(1 - route) * first, route * second]
+        first, *later = (min(1.0, max(0.0, 0.5 + 0.5 * logit)) for logit in logits)
+        left, shares = 1.0, []
+        for opened, route in reversed(list(zip(later[::2], later[1::2], strict=True))):
+            shares.append(left * route * opened)
+            left *= 1 - route
+        return [left * first, *reversed(shares)]
 
     def keep(self, x: Tensor) -> None:
         """The next layer's hidden states are to be written when the token is through."""

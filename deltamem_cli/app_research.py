@@ -75,6 +75,10 @@ def train_adapter(
             min=0, help="Steps on what is asked in the chat in which it was told, after those, with --from (places)."
         ),
     ] = None,
+    people_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Steps on what people close to one do and are, last of all, with --from (places)."),
+    ] = None,
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="Begin --from's keys and queries anew, fitted; keep the rest (places).")
     ] = False,
@@ -227,6 +231,7 @@ def train_adapter(
         "joint_steps": joint_steps,
         "number_steps": number_steps,
         "chat_steps": chat_steps,
+        "people_steps": people_steps,
         "new_keys": new_keys or None,
         "keep_writing": keep_writing or None,
         "vocabulary": vocabulary,

@@ -16,7 +16,7 @@ from deltamem.errors import DataError
 from deltamem_cli.huge_pages import use_huge_pages
 from deltamem_cli.terminal import err, notice, table
 
-_FURTHER = ("number_steps", "chat_steps")
+_FURTHER = ("number_steps", "chat_steps", "people_steps")
 """Steps after all others that go on with an adapter."""
 _OF_ITS_OWN = 0.8
 """Most of the steps that are cached where there is other data than the generator's: that wants whole ones."""
@@ -158,21 +158,22 @@ def chosen_preset(options: TrainOptions) -> Any:
         recipe.setdefault("joint_steps", 0)
     elif any(recipe.get(name) for name in ("gate_steps", "fit_erase", *_FURTHER, "keep_writing", "new_keys")):
         raise DataError(
-            "--gate-steps, --fit-erase, --number-steps, --chat-steps, --keep-writing and --new-keys go on with an "
-            "adapter; give --from"
+            "--gate-steps, --fit-erase, --number-steps, --chat-steps, --people-steps, --keep-writing and --new-keys go "
+            "on with an adapter; give --from"
         )
-    written_anew = any(recipe.get(name) for name in ("key_steps", "say_steps", "number_steps", "new_keys"))
+    writing = ("key_steps", "say_steps", "number_steps", "people_steps", "new_keys")
+    written_anew = any(recipe.get(name) for name in writing)
     if recipe.get("keep_writing") and (written_anew or options.config.keys() & {"rank", "own_share", "fading"}):
         raise DataError(
             "--keep-writing leaves keys and values alone; leave out --key-steps, --say-steps, --number-steps, "
-            "--new-keys, --rank, --own-share and --fading"
+            "--people-steps, --new-keys, --rank, --own-share and --fading"
         )
     alone = [recipe.get(name) for name in ("gate_steps", "fit_erase", "joint_steps", *_FURTHER)]
     alone.append(recipe.get("read_steps", preset.recipe.read_steps))
     if recipe.get("steps") == 0 and not any(alone):
         raise DataError(
             "--steps 0 leaves nothing to train; give --read-steps, --joint-steps, --number-steps, --chat-steps, "
-            "--gate-steps or --fit-erase, or more steps"
+            "--people-steps, --gate-steps or --fit-erase, or more steps"
         )
     joint_steps = recipe.get("joint_steps", preset.recipe.joint_steps)
     if joint_steps and config.joint_gate and not recipe.get("ordinary", preset.recipe.ordinary):

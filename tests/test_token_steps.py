@@ -58,6 +58,15 @@ CONFIGS = {
         base_state=True,
         output_init="random",
     ),
+    "third reader": DeltaMemConfig(
+        delta_heads=("o",),
+        corrections="last",
+        read_gate=True,
+        joint_gate=True,
+        second_reader=True,
+        third_reader=True,
+        output_init="random",
+    ),
     "keys in pairs": DeltaMemConfig(keys="pair", own_share=0.5, write_gate_floor=0.2, output_init="random"),
     "keys that fade": DeltaMemConfig(keys="pair", own_share=0.5, fading=0.7, output_init="random"),
     "heads, keys in pairs": DeltaMemConfig(keys="pair", num_state_heads=2, rank=4, output_init="random"),
@@ -75,9 +84,9 @@ def lively(memory: DeltaMemory) -> None:
     torch.manual_seed(1)
     for layer in memory.adapter:
         for name, parameter in layer.named_parameters():
-            if name.startswith(("beta", "lambda", "read_gate", "second_read_gate", "base", "erase")):
+            if name.startswith(("beta", "lambda", "read_gate", "second_read_gate", "third_read_gate", "base", "erase")):
                 nn.init.normal_(parameter, std=0.5)
-            elif name.startswith(("joint", "second_joint", "route")):
+            elif name.startswith(("joint", "second_joint", "third_joint", "route", "third_route")):
                 nn.init.normal_(parameter, std=0.1)
 
 

@@ -133,8 +133,8 @@ def test_a_second_reader_asks_as_the_first_at_first_and_comes_after_more_heads_o
     with memory.writing(), torch.no_grad():
         expected = model(input_ids=ids(1, 9)).logits
     with pytest.raises(DataError, match=r"second reader.*take those first"):
-        extended(memory, DeltaMemConfig(**more), second_reader=True)
-    wider = extended(memory, DeltaMemConfig(), second_reader=True)
+        extended(memory, DeltaMemConfig(**more), readers=2)
+    wider = extended(memory, DeltaMemConfig(), readers=2)
     assert wider.config.second_reader and extended(wider, DeltaMemConfig()) is wider
     with torch.no_grad():
         for layer in wider.adapter:

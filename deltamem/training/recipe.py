@@ -60,6 +60,7 @@ class Recipe:
             as it is, after all others, where corrections go to the last layer.
         chat_steps: steps in which a second reader learns what is asked in the chat in which it was told, after those;
             nothing that is written changes.
+        people_steps: steps in which a third reader learns what people close to one do and are, after those.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
             the last layer; the rest goes on.
         keep_writing: no step changes keys, values or write gates: what was written by the adapter a run began with
@@ -73,7 +74,7 @@ class Recipe:
         impersonal: questions about each noun that sound like one about oneself and are left alone, where corrections
             go to the last layer; with any, those about no noun are as well.
         relatives: share of a bank's episodes that tell what people close to one do and are, where corrections go to the
-            last layer; a second reader learns it in `chat_steps`.
+            last layer; half of them where `people_steps` are all there is.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.
         cached_talk: most turns of small talk in one.
@@ -130,6 +131,7 @@ class Recipe:
     joint_steps: int = 0
     number_steps: int = 0
     chat_steps: int = 0
+    people_steps: int = 0
     new_keys: bool = False
     keep_writing: bool = False
     vocabulary: int = 0
@@ -162,9 +164,14 @@ class Recipe:
         return self.fit_erase and not self._steps_before_the_end and not self.steps_at_the_end
 
     @property
+    def readers(self) -> int:
+        """How many readers those steps take."""
+        return 3 if self.people_steps else 1 + (self.number_steps + self.chat_steps > 0)
+
+    @property
     def only_numbers(self) -> bool:
-        """Whether steps on numbers, and in chats, are all there is."""
-        alone = 0 < self.number_steps + self.chat_steps == self.steps_at_the_end
+        """Whether steps on numbers, in chats and on people close to one are all there is."""
+        alone = 0 < self.number_steps + self.chat_steps + self.people_steps == self.steps_at_the_end
         return alone and not self._steps_before_the_end and not self.fit_erase
 
     @property
@@ -179,7 +186,8 @@ class Recipe:
     @property
     def steps_at_the_end(self) -> int:
         """How many there are on places after all others."""
-        return self.joint_steps + self.read_steps + self.number_steps + self.chat_steps
+        at_last = self.number_steps + self.chat_steps + self.people_steps
+        return self.joint_steps + self.read_steps + at_last
 
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""

@@ -18,13 +18,14 @@ from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.paths import write_private
+from deltamem.readers import later_readers
 from deltamem.training.checkpoints import CHECKPOINT_FILE
 from deltamem.training.curriculum import CHATS, STAGES, WaitingCurriculum
 from deltamem.training.data import parse_mix
 from deltamem.training.fitting import fit_memory
 from deltamem.training.more_heads import put_heads_back
+from deltamem.training.places.later import begin_as
 from deltamem.training.places.longer import lengthen
-from deltamem.training.places.second import begin_as_first
 from deltamem.training.places.start import begin_keys_anew, start_from
 from deltamem.training.presets import Preset
 from deltamem.training.team import Team
@@ -93,18 +94,16 @@ def prepare(
         memory = DeltaMemory.from_pretrained(model, directory)  # its configuration is the run's, wherever it came from
     elif start is not None:
         before = DeltaMemory.from_pretrained(model, start)
-        memory = extended(
-            before, preset.config, second_reader=preset.recipe.number_steps + preset.recipe.chat_steps > 0
-        )
+        memory = extended(before, preset.config, readers=preset.recipe.readers)
     else:
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
         raise DataError("cached steps write token by token; use --cached-steps 0 with --write message_mean")
     recipe = preset.recipe
-    if recipe.chat_steps and not memory.config.second_reader:
+    if (recipe.chat_steps or recipe.people_steps) and not memory.config.second_reader:
         raise DataError(
-            "--chat-steps are for an adapter with a gate that all layers share, and without --base-queries; "
-            "give --joint-steps as well"
+            "--chat-steps and --people-steps are for an adapter with a gate that all layers share, and without "
+            "--base-queries; give --joint-steps as well"
         )
     alone = recipe.steps_at_the_end + recipe.gate_steps + recipe.fit_erase
     on_places = memory.config.corrections == "last" and recipe.cached_steps + alone > 0
@@ -114,8 +113,8 @@ def prepare(
         raise DataError("--new-keys is for steps on places; use --preset places")
     if not recipe.steps and not on_places:
         raise DataError(
-            "--read-steps, --joint-steps, --number-steps, --chat-steps, --gate-steps and --fit-erase are for "
-            "corrections to the last layer; give --steps as well"
+            "--read-steps, --joint-steps, --number-steps, --chat-steps, --people-steps, --gate-steps and --fit-erase "
+            "are for corrections to the last layer; give --steps as well"
         )
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -146,12 +145,12 @@ def prepare(
     return trainer
 
 
-def extended(memory: DeltaMemory, wanted: DeltaMemConfig, second_reader: bool = False) -> DeltaMemory:
+def extended(memory: DeltaMemory, wanted: DeltaMemConfig, readers: int = 1) -> DeltaMemory:
     """The same memory with those `EXTENSIONS`, and keys made of what is wanted; a base state is empty at first.
 
     With more heads or a larger rank than there were, its weights are fresh: `put_heads_back` and `lengthen` are for
-    when they are fitted. Corrections weigh what they did with any rank. A second reader, where one is wanted and the
-    adapter has a joint gate, asks what the first does.
+    when they are fitted. Corrections weigh what they did with any rank. Where so many `readers` are wanted
+    and the adapter has a joint gate, those that are new ask what the one before them does.
 
     Raises:
         DataError: the heads that are wanted are not those that there are and as many beside each, the rank is
@@ -175,8 +174,9 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, second_reader: bool = 
                 "a larger one can, with as many heads and a gate for each"
             )
         given |= {"rank": rank, "alpha": memory.config.alpha * rank / short}
-    if second_reader and given["joint_gate"] and not given["base_queries"]:
-        given["second_reader"] = True
+    if given["joint_gate"] and not given["base_queries"]:
+        given["second_reader"] = readers > 1 or memory.config.second_reader
+        given["third_reader"] = readers > 2 or memory.config.third_reader
     config = replace(memory.config, **given)
     larger = config.num_state_heads > had or config.rank > short
     if larger and config.base_queries and not memory.config.base_queries:
@@ -185,8 +185,8 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, second_reader: bool = 
         )
     if larger and config.second_reader:
         raise DataError(
-            "a second reader (--number-steps, --chat-steps) can't come with more heads or a larger --rank, nor be "
-            "there before; take those first"
+            "a second reader (--number-steps, --chat-steps, --people-steps) can't come with more heads or a larger "
+            "--rank, nor be there before; take those first"
         )
     if config == memory.config:
         return memory
@@ -197,8 +197,9 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, second_reader: bool = 
         if config.base_queries and not memory.config.base_queries:
             for layer in delta_layers(wider):
                 layer.memory_base_proj.data.copy_(layer.memory_q_proj)
-        if config.second_reader and not memory.config.second_reader:
-            begin_as_first(delta_layers(wider))
+        there, later = len(later_readers(memory.config)), later_readers(config)
+        for before, reader in list(zip((None, *later), later, strict=False))[there:]:
+            begin_as(delta_layers(wider), reader, before)
     return wider
 
 

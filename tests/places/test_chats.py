@@ -10,10 +10,10 @@ from torch import Tensor
 
 from deltamem.episodes.difficulty import Difficulty
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.relation_data import is_of_relatives
 from deltamem.episodes.synthetic import SyntheticPeople
 from deltamem.errors import DataError
-from deltamem.training.places import chats
+from deltamem.training.places import asked_later
+from deltamem.training.places.asked_later import AskedLater
 from deltamem.training.places.bank import Bank
 from deltamem.training.places.builder import Shares, build_bank
 from deltamem.training.places.chats import fit_chats
@@ -23,7 +23,6 @@ from deltamem.training.places.start import start_from
 from deltamem.training.run import extended
 from deltamem.training.warm_start import delta_layers
 from tests.places.conftest import IDLE
-from tests.test_training import Words
 
 
 @pytest.fixture
@@ -42,21 +41,21 @@ def test_a_chat_is_learnt_by_the_second_reader_alone(
     start_from(passes.memory, bank)
     passes.memory.adapter.requires_grad_(True)
     fit_reading(passes.memory, bank, 100)
-    memory = extended(passes.memory, replace(passes.memory.config, joint_gate=True), second_reader=True)
+    memory = extended(passes.memory, replace(passes.memory.config, joint_gate=True), readers=2)
     memory.adapter.requires_grad_(True)
     with torch.no_grad():
         for layer in delta_layers(memory):
             layer.second_q_proj.normal_()  # as if it knew nothing
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
     losses: list[float] = []
-    monkeypatch.setattr(chats, "_RATES", dict.fromkeys(chats._RATES, 20.0))  # so small a backbone learns slowly
+    monkeypatch.setattr(asked_later, "_RATES", dict.fromkeys(asked_later._RATES, 20.0))  # it is slow
 
-    def heard(self: chats._InChats, now: Stacked) -> Tensor:
+    def heard(self: AskedLater, now: Stacked) -> Tensor:
         losses.append(float((found := loss_of(self, now)).detach()))
         return found
 
-    loss_of = chats._InChats.loss_of
-    monkeypatch.setattr(chats._InChats, "loss_of", heard)
+    loss_of = AskedLater.loss_of
+    monkeypatch.setattr(AskedLater, "loss_of", heard)
     said: list[str] = []
     fit_chats(memory, bank, 120, report=lambda what, _share: said.append(what))
     assert max(losses[-10:]) < min(losses[:10])
@@ -75,28 +74,7 @@ def test_a_chat_is_learnt_by_the_second_reader_alone(
     assert float(first[inside].mean()) < float(first[outside].mean()) - 0.1
 
 
-def test_so_is_what_is_told_of_people_close_to_one_and_how_replies_about_them_begin(
-    passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    people.relatives = SyntheticPeople(Words()).relatives[:8]
-    bank = build_bank(passes, people, IDLE, 24, seed=1, shares=Shares(relatives=1.0, chats=0.3))
-    plain = build_bank(passes, people, IDLE, 12)
-    assert not plain.opening_relatives.any()
-    assert not any(is_of_relatives(fact.topic.relation) for fact in (*plain.facts, *plain.unknown))
-    close = [fact for fact in (*bank.facts, *bank.unknown) if is_of_relatives(fact.topic.relation)]
-    begun = bank.opening_relatives
-    assert close and begun.any() and not begun.all()
-    routed: list[Tensor] = []
-    monkeypatch.setattr(chats, "fit_route", lambda _layers, _bank, *marks, **_: routed.extend(marks[:2]))
-    memory = extended(passes.memory, replace(passes.memory.config, joint_gate=True), second_reader=True)
-    memory.adapter.requires_grad_(True)
-    fit_chats(memory, bank, 2)
-    said, of_openings = routed
-    assert said[[place for fact in close for place in fact.asked]].all()
-    assert torch.equal(of_openings, begun | bank.opening_numbers)
-
-
 def test_a_bank_without_chats_is_refused(passes: Passes, bank: Bank) -> None:
-    memory = extended(passes.memory, replace(passes.memory.config, joint_gate=True), second_reader=True)
+    memory = extended(passes.memory, replace(passes.memory.config, joint_gate=True), readers=2)
     with pytest.raises(DataError, match="in the chat in which it was told"):
         fit_chats(memory, bank, 5)

@@ -97,13 +97,15 @@ def test_the_joint_gate_scales_all_that_a_token_reads(ids: Callable[..., torch.T
     assert torch.equal(after[opened[..., 0] == 0], frozen[opened[..., 0] == 0])
 
 
-def test_all_layers_say_which_readers_reads_count(ids: Callable[..., torch.Tensor]) -> None:
-    """The definition: what each of two readers adds, as far as its joint gate is open, shared out by the route."""
+@pytest.mark.parametrize("third", [False, True])
+def test_all_layers_say_which_readers_reads_count(ids: Callable[..., torch.Tensor], third: bool) -> None:
+    """The definition: what each reader adds, as far as its joint gate is open, shared out by the routes."""
     model = make_model()
-    memory = make_memory(model, joint_gate=True, second_reader=True, **OPTIONS)
+    memory = make_memory(model, joint_gate=True, second_reader=True, third_reader=third, **OPTIONS)
     tokens = ids(1, 40, 1)
     added: list[torch.Tensor] = []
     layers = list(memory.adapter)
+    routes = ["route", *["third_route"] * third]
 
     def of(**biases: float) -> torch.Tensor:
         """What is added with gates of such biases and no weights, or with the weights there are."""
@@ -114,28 +116,36 @@ def test_all_layers_say_which_readers_reads_count(ids: Callable[..., torch.Tenso
             model(input_ids=tokens)
         return added.pop() - frozen
 
+    def opened(proj: str, bias: float) -> torch.Tensor:
+        """How far a gate of all layers is open, with weights that are drawn here."""
+        total = torch.zeros(1, 40)
+        for i, layer in enumerate(layers):
+            getattr(layer, f"{proj}_proj").normal_(std=0.2)
+            total += seen[i] @ getattr(layer, f"{proj}_proj")[0] + bias
+        return ((1 + total) / 2).clamp(0, 1)[..., None]
+
     with torch.no_grad():
         with memory.writing():
             model(input_ids=ids(1, 20))
         handle = model.model.layers[-1].self_attn.register_forward_hook(lambda _m, _a, out: added.append(out[0]))
         seen = entering(memory, tokens)
         frozen = added.pop()
-        first, second = of(joint_gate_bias=1.0, route_bias=-1.0), of(route_bias=1.0)
-        logits = []
-        for proj, bias in (("joint_gate", 0.0), ("second_joint_gate", 0.0), ("route", 0.1)):
-            total = torch.zeros(1, 40)
-            for i, layer in enumerate(layers):
-                getattr(layer, f"{proj}_proj").normal_(std=0.2)
-                total += seen[i] @ getattr(layer, f"{proj}_proj")[0] + bias
-            logits.append(((1 + total) / 2).clamp(0, 1)[..., None])
-        found = of(joint_gate_bias=0.0, route_bias=0.1)
+        shut = {f"{route}_bias": -1.0 for route in routes}
+        one = of(joint_gate_bias=1.0, **shut)
+        later = [of(**(shut | {f"{route}_bias": 1.0})) for route in routes]
+        expected = opened("joint_gate", 0.0) * one
+        for name, route, reads in zip(("second", "third"), routes, later, strict=False):
+            own, share = opened(f"{name}_joint_gate", 0.0), opened(route, 0.1)
+            assert ((share > 0) & (share < 1)).any() and (reads - one).abs().max() > 1e-3
+            expected = (1 - share) * expected + share * own * reads
+        found = of(joint_gate_bias=0.0, **{f"{route}_bias": 0.1 for route in routes})
         handle.remove()
-    one, other, route = logits
-    assert ((route > 0) & (route < 1)).any() and (first - second).abs().max() > 1e-3
-    torch.testing.assert_close(found, (1 - route) * one * first + route * other * second, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     for bad in ({"joint_gate": False}, {"base_queries": True, "base_state": True}):
         with pytest.raises(ConfigError, match="second_reader"):
             DeltaMemConfig(**(OPTIONS | {"joint_gate": True, "second_reader": True} | bad))
+    with pytest.raises(ConfigError, match="third_reader"):
+        DeltaMemConfig(joint_gate=True, third_reader=True, **OPTIONS)
 
 
 def test_what_goes_to_the_last_layer_is_o_alone() -> None:

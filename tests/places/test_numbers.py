@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from deltamem.episodes.passes import Passes
 from deltamem.errors import DataError
-from deltamem.layer import SECOND
+from deltamem.readers import SECOND
 from deltamem.training.places import numbers
 from deltamem.training.places.bank import Bank, Fact
 from deltamem.training.places.draw import Drawing, Token
@@ -111,7 +111,7 @@ def test_numbers_are_learnt_and_words_stay(
             for layer in layers:
                 layer.base_state.normal_(std=0.01)
     if second:
-        memory = extended(memory, memory.config, second_reader=True)
+        memory = extended(memory, memory.config, readers=2)
         passes, layers = Passes(memory, passes.form), delta_layers(memory)
     memory.adapter.requires_grad_(True)
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
@@ -137,7 +137,7 @@ def test_numbers_are_learnt_and_words_stay(
     besides = {"joint_gate_proj"} if jointly else set()
     besides |= {"memory_base_proj"} if base_queries else set()
     asking = {"memory_q_proj", "read_gate_proj", "joint_gate_proj"} if second else set()
-    ours = {SECOND[name] for name in asking} | ({"route_proj", "route_bias"} if second else set())
+    ours = {SECOND.instead[name] for name in asking} | ({"route_proj", "route_bias"} if second else set())
     assert moved == (WRITTEN_ANEW | besides) - asking | ours
     assert set(said) == {"opening gates on numbers", "learning numbers"} | (
         {"reading where numbers are"} if jointly else set()

@@ -50,7 +50,7 @@ def test_reading_is_learnt_without_touching_what_is_written(passes: Passes, peop
 
 def test_both_readers_learn_to_read(passes: Passes, bank: Bank) -> None:
     start_from(passes.memory, bank)
-    memory = extended(passes.memory, replace(passes.memory.config, joint_gate=True), second_reader=True)
+    memory = extended(passes.memory, replace(passes.memory.config, joint_gate=True), readers=2)
     memory.adapter.requires_grad_(True)
     with torch.no_grad():
         for layer in delta_layers(memory):

@@ -1,5 +1,6 @@
 """What is trained on its own: before the first step on places keys, what is said of what they find, gates, and what is
-erased; after the last one the joint gate, how memory is read, numbers, and what is asked in a chat.
+erased; after the last one the joint gate, how memory is read, numbers, what is asked in a chat, and what people close
+to one do and are.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.joint import fit_joint_gate
 from deltamem.training.places.keys import fit_keys
 from deltamem.training.places.numbers import fit_numbers
+from deltamem.training.places.people import fit_people
 from deltamem.training.places.reading import fit_reading
 from deltamem.training.places.saying import Saying, fit_saying
 from deltamem.training.recipe import Recipe
@@ -41,3 +43,5 @@ def fit_at_the_end(memory: DeltaMemory, bank: Bank, recipe: Recipe, report: Repo
         fit_numbers(memory, bank, recipe.number_steps, recipe.seed, report)
     if recipe.chat_steps:
         fit_chats(memory, bank, recipe.chat_steps, recipe.seed, report)
+    if recipe.people_steps:
+        fit_people(memory, bank, recipe.people_steps, recipe.seed, report)

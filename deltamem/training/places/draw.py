@@ -95,6 +95,7 @@ class Drawing:
 
     Attributes:
         first_places: of a topic, the places where values of it begin.
+        sorts: topics that differ in a noun, or in whose they are, alone, those of each sort; where there are some.
     """
 
     def __init__(self, bank: Bank, near: Mapping[str, Sequence[str]] = MappingProxyType({})) -> None:
@@ -132,7 +133,7 @@ class Drawing:
         self._to_ask = grouped((f.topic.relation, f) for f in (*anew, *bank.unknown))
         self._anew = anew
         found = [t for t in self.first_places if self._numbers[t] in self._beginnings]
-        self._sorts = [ts for ts in grouped((sort_of(t.relation), t) for t in found).values() if len(ts) >= _SORT]
+        self.sorts = [ts for ts in grouped((sort_of(t.relation), t) for t in found).values() if len(ts) >= _SORT]
         self._topics = found
         self._begins = {t for some in self._beginnings.values() for t in some}
         alike = [fact for fact in self._apart if self._said_alike(fact)]
@@ -213,14 +214,19 @@ class Drawing:
         """Numbers (2, n) of told tokens that begin a value and of places that ask for the same, each of another topic:
         about half of n, `count` at most, are of one sort.
         """
-        if not self._sorts:
+        if not self.sorts:
             return torch.zeros(2, 0, dtype=torch.long)
-        sort = rng.choice(self._sorts)
+        sort = rng.choice(self.sorts)
         own = [topic for topic in sort if not topic.owner]
         among = own if len(own) >= _SORT and rng.random() < _OWN else sort
         some = rng.sample(among, min(count // 2, len(among)))
         others = rng.sample(self._topics, min(count // 2, len(self._topics)))
-        topics = list(dict.fromkeys([*some, *others]))
+        return self.one_each(rng, list(dict.fromkeys([*some, *others])))
+
+    def one_each(self, rng: random.Random, topics: Sequence[Topic]) -> Tensor:
+        """Numbers (2, n) of a told token that begins a value, and of a place that asks for the same, of each topic; the
+        topics are of `sorts`.
+        """
         told = [rng.choice(self._beginnings[self._numbers[topic]]) for topic in topics]
         asked = [rng.choice(self.first_places[topic]) for topic in topics]
         return torch.tensor([told, asked], dtype=torch.long)

@@ -5,7 +5,7 @@ First gates learn to open where a number is told and where it is said: the joint
 Then keys, values and queries learn with them, from histories that tell of numbers and of words. All of it is learnt in
 directions that what tells and asks of words hardly has (`sparing.py`), and what was said of words is said again.
 Where it is a second reader that learns to ask, words are read by the first as before, and the second goes on with
-nothing of words to hold on to. Last, all layers learn whose reads count (`second.py`).
+nothing of words to hold on to. Last, all layers learn whose reads count (`later.py`).
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from deltamem.errors import DataError
 from deltamem.evaluation.ordinary import divergence
 from deltamem.layer import DeltaLayer
 from deltamem.memory import DeltaMemory
+from deltamem.readers import SECOND
 from deltamem.training.places.among import some_among
 from deltamem.training.places.bank import Bank, Fact, Report, marked
 from deltamem.training.places.descent import descend, noisy, some_of
 from deltamem.training.places.draw import Drawing, Drawn
 from deltamem.training.places.gated import Wanted, as_it_was, far_off, spread, there
-from deltamem.training.places.second import as_second, fit_route, put_back
+from deltamem.training.places.later import alone, fit_route, put_back
 from deltamem.training.places.sparing import Known, Sparing
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
@@ -107,7 +108,7 @@ def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, repo
         DataError: the bank tells no numbers, or nothing else.
     """
     layers = delta_layers(memory)
-    readers = as_second(layers) if memory.config.second_reader else layers
+    readers = alone(layers, SECOND) if memory.config.second_reader else layers
     learning = _Learning(memory, readers, bank, seed)
     if memory.config.joint_gate:
         learning.open_jointly(steps, report)
@@ -115,8 +116,8 @@ def fit_numbers(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, repo
     learning.learn(steps, report)
     if memory.config.second_reader:
         learning.go_on_alone(steps // 2, report)
-        put_back(layers, readers)
-        fit_route(layers, bank, learning.asked, bank.opening_numbers, seed, report)
+        put_back(layers, readers, SECOND)
+        fit_route(layers, bank, learning.asked, bank.opening_numbers, SECOND, seed, report)
 
 
 class _Learning:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from deltamem.key_pairs import lendable, paired
-from deltamem.layer import SECOND, DeltaLayer, read_gate_above, unit
-from deltamem.readers import shares_of
+from deltamem.layer import DeltaLayer, read_gate_above, unit
+from deltamem.readers import Reader, later_readers, shares_of
 from deltamem.side_by_side import write_side_by_side
 from deltamem.training.places.by_row import ByRow
 
@@ -111,9 +111,9 @@ class Stacked:
     def shares(self, x: Tensor) -> Tensor:
         """What each reader's reads count for, (N, readers)."""
         logits = [self.joint_logits(x)]
-        if self.config.second_reader:
-            second = self._summed(x, "second_joint_gate_proj", "joint_gate_bias")
-            logits += [second, self._summed(x, "route_proj", "route_bias")]
+        for reader in later_readers(self.config):
+            opened = self._summed(x, reader.instead["joint_gate_proj"], "joint_gate_bias")
+            logits += [opened, self._summed(x, f"{reader.route}_proj", f"{reader.route}_bias")]
         return shares_of(torch.stack(logits, dim=-1))
 
     def queries(self, x: Tensor, of: str = "memory_q_proj") -> Tensor:
@@ -155,17 +155,17 @@ class Stacked:
         """
         by_row = ByRow(rows.to(self.device), states.shape[1])
         x = hidden.to(self.device).float()
-        readers = [self, self._second()] if self.config.second_reader else [self]
+        readers = [self, *map(self._of, later_readers(self.config))]
         return residuals.to(self.device).float() + self.added(x, *(one.reads(x, states, by_row) for one in readers))
 
-    def _second(self) -> Stacked:
-        """The same layers with what the second reader asks with in the place of the first's."""
-        there = {first: second for first, second in SECOND.items() if hasattr(self._layers[0], second)}
-        return Stacked(self._layers, self._stacks | {first: self._all(second) for first, second in there.items()})
+    def _of(self, reader: Reader) -> Stacked:
+        """The same layers with what a later reader asks with in the place of the first's."""
+        there = {first: own for first, own in reader.instead.items() if hasattr(self._layers[0], own)}
+        return Stacked(self._layers, self._stacks | {first: self._all(own) for first, own in there.items()})
 
     def added(self, x: Tensor, *reads: Tensor) -> Tensor:
-        """`corrections` at places x, (N, hidden size), of what the first reader read, or both, as far as gates of all
-        layers, if there are such, let them through.
+        """`corrections` at places x, (N, hidden size), of what each reader read, as far as gates of all layers, if
+        there are such, let them through.
         """
         added = [self.corrections(of) for of in reads]
         if self.config.joint_gate:

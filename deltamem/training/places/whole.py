@@ -21,8 +21,10 @@ _NUMBERS_ALONE = Shares(numbers=0.8)
 """Where those alone are learnt."""
 _IN_CHATS = Shares(numbers=0.5, chats=0.5)
 """Where what is asked in a chat is learnt."""
+_OF_PEOPLE = Shares(numbers=0.35, relatives=0.65, chats=0.3)
+"""Where what is told of people close to one is learnt."""
 _BEGUN = 0.35
-"""Where either is all that is learnt: share of how replies about other words begin."""
+"""Where any of that is all that is learnt: share of how replies about other words begin."""
 _ABOUT_NUMBERS, _TEXTS = 3, 96
 """Questions about every noun and sum with numbers, and texts, that are left alone where numbers are learnt."""
 
@@ -50,12 +52,12 @@ def whole_bank(
     asked = _asked(passes, ordinary, recipe, directory, report) if ordinary is not None else []
     numeric: list[Question] = []
     texts: list[list[int]] = []
-    if (recipe.number_steps or recipe.chat_steps) and ordinary is not None:
+    if recipe.readers > 1 and ordinary is not None:
         numeric = ordinary.others(about_numbers(random.Random(f"numbers-{recipe.seed}"), "train", _ABOUT_NUMBERS))
         # What has numbers in it is told as well, and is nothing to remember.
         people.small_talk = people.small_talk + [Turn(q.text, q.answer) for q in numeric]
         texts = write_text(passes, _TEXTS, recipe.seed, report)
-    shares = _IN_CHATS if recipe.chat_steps else _NUMBERS_ALONE if recipe.only_numbers else USUAL
+    shares = _shares(recipe)
     begun = 1.0
     if recipe.only_erasing:
         begun = 0.0  # what is erased hangs on no reply
@@ -71,13 +73,20 @@ def whole_bank(
         stock=recipe.stock,
         workers=workers,
         begun=begun,
-        shares=shares._replace(relatives=recipe.relatives),
+        shares=shares,
         unseen=numeric,
         texts=texts,
     )
     if not recipe.vocabulary or recipe.only_erasing or recipe.only_numbers:
         return bank  # words in place of a number are none
     return with_words(bank, tell_vocabulary(passes, people, recipe.vocabulary, recipe.seed, report))
+
+
+def _shares(recipe: Recipe) -> Shares:
+    if recipe.people_steps:
+        return _OF_PEOPLE._replace(relatives=recipe.relatives or _OF_PEOPLE.relatives)
+    shares = _IN_CHATS if recipe.chat_steps else _NUMBERS_ALONE if recipe.only_numbers else USUAL
+    return shares._replace(relatives=recipe.relatives)
 
 
 def _asked(
