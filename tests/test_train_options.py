@@ -30,10 +30,12 @@ def options_of(**asked: Any) -> TrainOptions:
         (None, {}, {"new_keys": True}, "give --from"),
         (None, {}, {"number_steps": 5}, "give --from"),
         (None, {}, {"chat_steps": 5}, "give --from"),
+        (None, {}, {"people_steps": 5}, "give --from"),
         ("x", {}, {"keep_writing": True, "new_keys": True}, "leave out --key-steps"),
         ("x", {"fading": 0.7}, {"keep_writing": True}, "--fading"),
         ("x", {}, {"keep_writing": True, "key_steps": 5}, "leave out --key-steps"),
         ("x", {}, {"keep_writing": True, "number_steps": 5}, "--number-steps"),
+        ("x", {}, {"keep_writing": True, "people_steps": 5}, "--people-steps"),
         ("x", {"rank": 16}, {"keep_writing": True}, "--rank"),
         ("x", {}, {"steps": 0, "read_steps": 0}, "leaves nothing to train"),
         ("x", {}, {"joint_steps": 5, "ordinary": 0}, "on ordinary talk"),
@@ -136,6 +138,7 @@ def test_a_second_reader_asks_as_the_first_at_first_and_comes_after_more_heads_o
         extended(memory, DeltaMemConfig(**more), readers=2)
     wider = extended(memory, DeltaMemConfig(), readers=2)
     assert wider.config.second_reader and extended(wider, DeltaMemConfig()) is wider
+    assert not wider.config.third_reader
     with torch.no_grad():
         for layer in wider.adapter:
             layer.route_bias.fill_(0.1)  # type: ignore[union-attr, operator]
@@ -143,6 +146,13 @@ def test_a_second_reader_asks_as_the_first_at_first_and_comes_after_more_heads_o
         torch.testing.assert_close(model(input_ids=ids(1, 9)).logits, expected)
     with pytest.raises(DataError, match="second reader"):
         extended(wider, DeltaMemConfig(**more))
+    widest = extended(wider, DeltaMemConfig(), readers=3)
+    assert widest.config.third_reader
+    with torch.no_grad():
+        for layer in widest.adapter:
+            layer.third_route_bias.fill_(0.1)  # type: ignore[union-attr, operator]
+    with widest.writing(), torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids(1, 9)).logits, expected)
 
 
 def test_keys_of_a_token_alone_count_all_of_it() -> None:

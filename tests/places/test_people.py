@@ -112,11 +112,16 @@ def test_a_third_reader_learns_it_and_the_others_stay(
     said: list[str] = []
     fit_people(memory, bank, 80, report=lambda what, _share: said.append(what))
     assert sum(losses[-20:]) < sum(losses[:20]) - 5, losses
-    assert set(said) == {"learning whose a thing is", "learning to read of people", "learning whose reads count"}
+    assert set(said) == {
+        "learning whose a thing is",
+        "learning to read of people",
+        "learning where it is heard",
+        "learning whose reads count",
+    }
     after = memory.adapter.state_dict()
     moved = {name.rpartition(".")[2] for name in after if not torch.equal(after[name], before[name])}
     route = {"third_route_proj", "third_route_bias"}
-    assert moved == {"memory_k_proj", "third_q_proj", "third_read_gate_proj"} | route
+    assert moved == {"memory_k_proj", "third_q_proj", "third_read_gate_proj", "third_joint_gate_proj"} | route
 
     close = about_people([*bank.facts, *bank.unknown])
     inside = [place for fact in close for place in fact.asked]

@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.layer import DeltaLayer
 from deltamem.readers import Reader, later_readers
 from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.together import any_of, tell_apart
 
-_ROUTE_STEPS = 800
+_ROUTE_STEPS, _GATE_STEPS = 800, 400
 _LEAN = 0.75
 """Added to the logit: places inside of what is said of numbers are less alike than those of words."""
 _PLACES, _OPENINGS = 128, 192
@@ -22,6 +24,13 @@ _PLACES, _OPENINGS = 128, 192
 that begin."""
 _OTHER_PLACES, _OTHER_OPENINGS, _IDLE = 128, 320, 64
 """Those at which others' are."""
+_OPEN, _SHUT, _SHUT_BEGINS = 256, 208, 304
+"""Of each of the former, where its joint gate is to be open, and hidden states of ordinary talk, anywhere and where
+replies begin, where it is to be shut."""
+_SAMPLE = 2048
+"""Hidden states, at most, of each kind that variance is measured of."""
+_DECAY = 1e-3
+"""Of squared changes of that, for hidden states of unit variance."""
 
 
 def begin_as(layers: Sequence[DeltaLayer], reader: Reader, before: Reader | None = None) -> None:
@@ -87,3 +96,46 @@ def fit_route(
 
     kinds = [hidden for hidden in (bank.places, bank.openings, bank.idle) if hidden.shape[1]]
     tell_apart(layers, reader.route, kinds, draw, _ROUTE_STEPS, seed, "learning whose reads count", report, _LEAN)
+
+
+def fit_gate(
+    layers: Sequence[DeltaLayer],
+    bank: Bank,
+    said: Tensor,
+    begun: Tensor,
+    reader: Reader,
+    seed: int = 0,
+    report: Report | None = None,
+) -> None:
+    """Learn where what a later reader reads is heard at all; its joint gate goes on from what it is.
+
+    Args:
+        layers: whose parts in that gate are changed; the biases, which all readers share, stay.
+        bank: what they see.
+        said: as for `fit_route`.
+        begun: as for `fit_route`.
+        reader: that one.
+        seed: of everything random.
+        report: called with what is being done and the share done.
+    """
+    generator, name = torch.Generator().manual_seed(seed), reader.instead["joint_gate_proj"]
+    kinds = [hidden for hidden in (bank.places, bank.openings, bank.idle) if hidden.shape[1]]
+    spread = torch.cat([any_of(hidden, _SAMPLE, generator) for hidden in kinds], dim=1).float().std(1, keepdim=True)
+    spread = spread.clamp_min(1e-3)
+    was = torch.stack([getattr(layer, name).detach() for layer in layers])
+    bias = torch.stack([layer.joint_gate_bias.detach() for layer in layers]).sum()
+    moved = torch.zeros_like(was, requires_grad=True)
+    inside, begins, idle_begins = (mark.nonzero()[:, 0] for mark in (said, begun, bank.idle_begins))
+
+    def loss() -> Tensor:
+        opened = [any_of(bank.places, _OPEN, generator, inside), any_of(bank.openings, _OPEN, generator, begins)]
+        shut = [any_of(bank.idle, _SHUT, generator), any_of(bank.idle, _SHUT_BEGINS, generator, idle_begins)]
+        x = noisy(torch.cat([*opened, *shut], dim=1), spread, generator)
+        logits = (x * (was + moved / spread)).sum((0, 2)) + bias
+        wanted = (torch.arange(len(logits), device=logits.device) < sum(h.shape[1] for h in opened)).float()
+        return F.binary_cross_entropy_with_logits(logits, wanted) + _DECAY * moved.square().sum()
+
+    descend([moved], loss, _GATE_STEPS, "learning where it is heard", report)
+    with torch.no_grad():
+        for layer, own in zip(layers, was + moved / spread, strict=True):
+            getattr(layer, name).copy_(own)

@@ -13,7 +13,7 @@ from deltamem.memory import DeltaMemory
 from deltamem.readers import THIRD
 from deltamem.training.places.asked_later import AskedLater, learn_to_ask
 from deltamem.training.places.bank import Bank, Report, marked
-from deltamem.training.places.later import alone, fit_route, put_back
+from deltamem.training.places.later import alone, fit_gate, fit_route, put_back
 from deltamem.training.places.whose import Whose
 from deltamem.training.warm_start import delta_layers
 
@@ -24,7 +24,7 @@ _ALONE, _IN_CHAT = (2.5, 0.7), (2.0, 0.6)
 
 
 def fit_people(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report: Report | None = None) -> None:
-    """Train W_k, the third reader's W_q and read gates, and then its route.
+    """Train W_k, the third reader's W_q and read gates, and then its joint gate and its route.
 
     Args:
         memory: whose adapter is changed; it has a third reader.
@@ -50,4 +50,5 @@ def fit_people(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, repor
     asking = AskedLater(memory, bank, close, values, begun, seed)
     learn_to_ask(asking, readers, steps, "learning to read of people", report)
     put_back(layers, readers, THIRD)
+    fit_gate(layers, bank, close, begun, THIRD, seed, report)
     fit_route(layers, bank, close, begun, THIRD, seed, report)
