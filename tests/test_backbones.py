@@ -186,13 +186,13 @@ def test_an_adapter_takes_the_profiles_of_those_that_write_as_it_does() -> None:
             (ours, mine), (theirs, before) = load_adapter(entry.adapter), load_adapter(earlier)
             same = replace(ours, **{option: getattr(theirs, option) for option in MEANS_THE_SAME})
             assert same == theirs
-            besides = (".erase_", ".joint_gate_", ".second_", ".route_")
+            besides = (".erase_", ".joint_gate_", ".second_", ".route_", ".third_")
             assert mine.keys() ^ before.keys() <= {key for key in mine if any(part in key for part in besides)}
             for key in mine:
                 if key.rpartition(".")[2].startswith(("memory_k", "memory_v")):
                     alike = torch.cosine_similarity(mine[key].float().flatten(), before[key].float().flatten(), dim=0)
-                    # What v23 learnt of numbers lies where hidden states of words hardly vary, and of those it makes
-                    # what v22 does (benchmarks/earlier_profiles.py).
-                    assert alike > 0.82, key
+                    # What v23 learnt of numbers, and v26 of whose a thing is, lies where hidden states of all else
+                    # hardly vary, and of that they make what those before them do (benchmarks/earlier_profiles.py).
+                    assert alike > 0.6, key
         assert takes_over(name, entry.adapter) is None
     assert takes_over("smollm2-135m", "smollm2-135m-v1") is None and takes_over("other", "smollm2-135m-v12") is None

@@ -17,8 +17,6 @@ from deltamem.training.places.descent import descend, noisy
 from deltamem.training.places.together import any_of, tell_apart
 
 _ROUTE_STEPS, _GATE_STEPS = 800, 400
-_LEAN = 0.75
-"""Added to the logit: places inside of what is said of numbers are less alike than those of words."""
 _PLACES, _OPENINGS = 128, 192
 """Hidden states in a step at which its reads are to count: where what it is for is to be said, and where replies about
 that begin."""
@@ -73,6 +71,7 @@ def fit_route(
     reader: Reader,
     seed: int = 0,
     report: Report | None = None,
+    lean: float = 0.75,
 ) -> None:
     """Learn whose reads count: a later reader's, or those of the ones before it.
 
@@ -84,6 +83,7 @@ def fit_route(
         reader: that one.
         seed: of everything random.
         report: called with what is being done and the share done.
+        lean: added to the logit: places inside of what is said of numbers are less alike than those of words.
     """
     places, openings = ([at.nonzero()[:, 0] for at in (mark, ~mark)] for mark in (said, begun))
 
@@ -95,7 +95,7 @@ def fit_route(
         return own, [*others, any_of(bank.idle, _IDLE, generator)]
 
     kinds = [hidden for hidden in (bank.places, bank.openings, bank.idle) if hidden.shape[1]]
-    tell_apart(layers, reader.route, kinds, draw, _ROUTE_STEPS, seed, "learning whose reads count", report, _LEAN)
+    tell_apart(layers, reader.route, kinds, draw, _ROUTE_STEPS, seed, "learning whose reads count", report, lean)
 
 
 def fit_gate(

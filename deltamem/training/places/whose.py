@@ -27,16 +27,17 @@ from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
 
 _RATES = {"memory_q_proj": 3.0, "memory_k_proj": 4.0}
-_SORTS, _TOGETHER = 3, 24
+_SORTS, _TOGETHER = 3, 28
 """Sorts in a step, and most topics of each."""
 _SHARP = 20.0
 """A mean cosine becomes a logit as so many times itself."""
 _THE_OTHER_WAY = 0.5
 """Weight of finding the place of a key, beside finding the key of a place."""
-_HELD, _HELD_AT_ONCE = 40.0, 256
+_HELD, _HELD_AT_ONCE = 80.0, 256
 """Weight of keys of all else, that are to stay, and how many are looked at in a step."""
-_LEAST, _TOO_LITTLE = 0.3, 5.0
-"""Least that a query is to find of its own key, and the weight of the square of what it lacks."""
+_LEAST, _TOO_LITTLE = 0.3, 80.0
+"""Least that a query is to find of its own key, and the weight of the square of what it lacks: what is found at half
+the strength is read so, and taken for what was never told."""
 
 
 class Whose:
