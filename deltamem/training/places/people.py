@@ -17,7 +17,7 @@ from deltamem.training.places.later import alone, fit_gate, fit_route, put_back
 from deltamem.training.places.whose import Whose
 from deltamem.training.warm_start import delta_layers
 
-_WHOSE = 2.0
+_WHOSE = 1.5
 """Steps of keys and queries alone, for each of the others."""
 _ALONE, _IN_CHAT = (2.5, 0.7), (2.0, 0.6)
 """Weights of values told and never told, where the question comes alone and in the chat in which it was told."""

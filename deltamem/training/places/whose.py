@@ -35,7 +35,7 @@ _THE_OTHER_WAY = 0.5
 """Weight of finding the place of a key, beside finding the key of a place."""
 _HELD, _HELD_AT_ONCE = 80.0, 256
 """Weight of keys of all else, that are to stay, and how many are looked at in a step."""
-_LEAST, _TOO_LITTLE = 0.3, 80.0
+_LEAST, _TOO_LITTLE = 0.4, 80.0
 """Least that a query is to find of its own key, and the weight of the square of what it lacks: what is found at half
 the strength is read so, and taken for what was never told."""
 
