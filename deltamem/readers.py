@@ -6,13 +6,15 @@ joint gate of its own, and has a route, which says whether its reads count and n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from deltamem.config import DeltaMemConfig
+
+T = TypeVar("T", float, Tensor)
 
 
 class Reader(NamedTuple):
@@ -48,12 +50,18 @@ def jointly_open(logits: Tensor) -> Tensor:
 
 def shares_of(logits: Tensor) -> Tensor:
     """What each reader's reads count for, (..., readers), from the sum of layers' `DeltaLayer.joint_logits`."""
-    first, *later = jointly_open(logits).unbind(-1)
-    left, shares = torch.ones_like(first), []
-    for opened, route in reversed(list(zip(later[::2], later[1::2], strict=True))):
-        shares.append(left * route * opened)
+    return torch.stack(shared_out(jointly_open(logits).unbind(-1)), dim=-1)
+
+
+def shared_out(opened: Sequence[T]) -> list[T]:
+    """The same from how far those gates stand open: the first reader's, and each later one's and its route."""
+    first, *later = opened
+    left: Any = 1.0
+    shares: list[T] = []
+    for own, route in reversed(list(zip(later[::2], later[1::2], strict=True))):
+        shares.append(left * route * own)
         left = left * (1 - route)
-    return torch.stack([left * first, *reversed(shares)], dim=-1)
+    return [left * first, *reversed(shares)]
 
 
 def heard(reads: Tensor, shares: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from deltamem.layer import UNIT_EPS, DeltaLayer
-from deltamem.readers import later_readers
+from deltamem.readers import later_readers, shared_out
 
 Array = NDArray[np.float32]
 
@@ -193,12 +193,7 @@ class TokenSteps:
             return [1.0]
         biases = [float(self._joint_biases[name].sum()) for name in self._biased]
         logits = map(operator.add, map(sum, zip(*self._joint, strict=True)), biases)
-        first, *later = (min(1.0, max(0.0, 0.5 + 0.5 * logit)) for logit in logits)
-        left, shares = 1.0, []
-        for opened, route in reversed(list(zip(later[::2], later[1::2], strict=True))):
-            shares.append(left * route * opened)
-            left *= 1 - route
-        return [left * first, *reversed(shares)]
+        return shared_out([min(1.0, max(0.0, 0.5 + 0.5 * logit)) for logit in logits])
 
     def keep(self, x: Tensor) -> None:
         """The next layer's hidden states are to be written when the token is through."""

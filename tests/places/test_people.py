@@ -88,7 +88,7 @@ def test_keys_learn_whose_a_thing_is_and_others_stay(memory: DeltaMemory, of_peo
             return float((match.argmax(1) == torch.arange(len(match))).float().mean()), keys(others, beside)
 
     (was, stayed), said = found(), []
-    Whose(memory, bank, layers).learn(80, lambda what, _share: said.append(what))
+    Whose(memory, bank, layers).learn(160, lambda what, _share: said.append(what))
     now, after = found()
     assert now > was + 0.2, (was, now)
     assert float((stayed * after).sum(-1).mean()) > 0.9

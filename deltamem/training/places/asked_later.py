@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from deltamem.layer import DeltaLayer
 from deltamem.memory import DeltaMemory
-from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.bank import Bank, Report, marked
 from deltamem.training.places.descent import descend, noisy, some_of
 from deltamem.training.places.draw import Drawn
 from deltamem.training.places.reading import Asking
@@ -34,6 +34,18 @@ _PLACES, _OPENINGS = 512, 256
 _BEGUN, _STATED, _REST, _IN_IDLE = 1.5, 1.0, 0.4, 0.25
 """Weights: of how replies begin, of replies to statements, of what is said outside of values, and of what is said in
 ordinary talk."""
+
+
+def asked_about(bank: Bank, is_of: Callable[[str], bool]) -> Tensor:
+    """Which of the bank's places ask about a relation that is of a sort, told or never told, (n,)."""
+    every = [*bank.facts, *bank.unknown]
+    return marked(bank.targets, [fact for fact in every if is_of(fact.topic.relation)], "asked")
+
+
+def asked_in_chat(bank: Bank) -> Tensor:
+    """Those where things that were told stand in the window, (n,)."""
+    every = [*bank.facts, *bank.unknown]
+    return marked(bank.targets, [fact for fact in every if fact.seen and not fact.noted], "asked")
 
 
 class AskedLater(Asking):

@@ -14,8 +14,8 @@ from deltamem.episodes.relation_data import is_of_relatives
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.readers import SECOND
-from deltamem.training.places.asked_later import AskedLater, learn_to_ask
-from deltamem.training.places.bank import Bank, Report, marked
+from deltamem.training.places.asked_later import AskedLater, asked_about, asked_in_chat, learn_to_ask
+from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.later import alone, fit_route, put_back
 from deltamem.training.warm_start import delta_layers
 
@@ -40,10 +40,7 @@ def fit_chats(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, report
         DataError: the bank asks nothing in the chat in which it was told, or nothing else.
     """
     layers = delta_layers(memory)
-    every = [*bank.facts, *bank.unknown]
-    in_chat = marked(bank.targets, [fact for fact in every if fact.seen and not fact.noted], "asked")
-    numbers = marked(bank.targets, [fact for fact in every if is_number(fact.topic.relation)], "asked")
-    close = marked(bank.targets, [fact for fact in every if is_of_relatives(fact.topic.relation)], "asked")
+    in_chat, numbers, close = asked_in_chat(bank), asked_about(bank, is_number), asked_about(bank, is_of_relatives)
     # What is told of people close to one is a third reader's (`people.py`).
     said = (in_chat | numbers) & ~close
     # Words in which other questions are put are many, and the first reader knows them; so replies begin as it says.

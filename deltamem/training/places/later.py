@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.layer import DeltaLayer
 from deltamem.readers import Reader, later_readers
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.descent import descend, noisy
-from deltamem.training.places.together import any_of, tell_apart
+from deltamem.training.places.together import any_of, tell_apart, told_apart
 
 _ROUTE_STEPS, _GATE_STEPS = 800, 400
 _PLACES, _OPENINGS = 128, 192
@@ -27,8 +26,6 @@ _OPEN, _SHUT, _SHUT_BEGINS = 256, 208, 304
 replies begin, where it is to be shut."""
 _SAMPLE = 2048
 """Hidden states, at most, of each kind that variance is measured of."""
-_DECAY = 1e-3
-"""Of squared changes of that, for hidden states of unit variance."""
 
 
 def begin_as(layers: Sequence[DeltaLayer], reader: Reader, before: Reader | None = None) -> None:
@@ -132,8 +129,7 @@ def fit_gate(
         shut = [any_of(bank.idle, _SHUT, generator), any_of(bank.idle, _SHUT_BEGINS, generator, idle_begins)]
         x = noisy(torch.cat([*opened, *shut], dim=1), spread, generator)
         logits = (x * (was + moved / spread)).sum((0, 2)) + bias
-        wanted = (torch.arange(len(logits), device=logits.device) < sum(h.shape[1] for h in opened)).float()
-        return F.binary_cross_entropy_with_logits(logits, wanted) + _DECAY * moved.square().sum()
+        return told_apart(logits, sum(hidden.shape[1] for hidden in opened), moved)
 
     descend([moved], loss, _GATE_STEPS, "learning where it is heard", report)
     with torch.no_grad():

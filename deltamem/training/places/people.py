@@ -11,8 +11,8 @@ from deltamem.episodes.relation_data import is_of_relatives
 from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.readers import THIRD
-from deltamem.training.places.asked_later import AskedLater, learn_to_ask
-from deltamem.training.places.bank import Bank, Report, marked
+from deltamem.training.places.asked_later import AskedLater, asked_about, asked_in_chat, learn_to_ask
+from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.later import alone, fit_gate, fit_route, put_back
 from deltamem.training.places.whose import Whose
 from deltamem.training.warm_start import delta_layers
@@ -40,9 +40,7 @@ def fit_people(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, repor
         DataError: the bank tells nothing of people close to one, or nothing else.
     """
     layers = delta_layers(memory)
-    every = [*bank.facts, *bank.unknown]
-    close = marked(bank.targets, [fact for fact in every if is_of_relatives(fact.topic.relation)], "asked")
-    in_chat = marked(bank.targets, [fact for fact in every if fact.seen and not fact.noted], "asked")
+    close, in_chat = asked_about(bank, is_of_relatives), asked_in_chat(bank)
     begun = bank.opening_relatives
     if not close.any() or close.all() or not begun.any() or begun.all():
         raise DataError("what is told of people close to one is learnt beside other things; give --relatives")

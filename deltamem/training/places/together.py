@@ -56,8 +56,7 @@ def tell_apart(
         count = sum(hidden.shape[1] for hidden in opened)
         x = (torch.cat([*opened, *shut], dim=1).float() - mean) / spread
         logits = (noisy(x, ones, generator) * weights).sum((0, 2)) + bias
-        wanted = (torch.arange(len(logits), device=logits.device) < count).float()
-        return F.binary_cross_entropy_with_logits(logits, wanted) + _DECAY * weights.square().sum()
+        return told_apart(logits, count, weights)
 
     descend([weights, bias], loss, steps, what, report)
     with torch.no_grad():
@@ -66,6 +65,12 @@ def tell_apart(
         for layer, own in zip(layers, found, strict=True):
             getattr(layer, f"{gate}_proj").copy_(own)
             getattr(layer, f"{gate}_bias").copy_(shift)
+
+
+def told_apart(logits: Tensor, opened: int, weights: Tensor) -> Tensor:
+    """Cross-entropy of a gate that is to be open at the first so many places, and a little of its squared weights."""
+    wanted = (torch.arange(len(logits), device=logits.device) < opened).float()
+    return F.binary_cross_entropy_with_logits(logits, wanted) + _DECAY * weights.square().sum()
 
 
 def any_of(hidden: Tensor, count: int, generator: torch.Generator, among: Tensor | None = None) -> Tensor:

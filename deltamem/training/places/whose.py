@@ -1,7 +1,7 @@
 """Keys and queries that know whose a thing is: a sister's town, a friend's, or one's own.
 
 Keys of an adapter that learnt what one does oneself say what a thing is and hardly whose, so of two towns the one that
-was told last is said for both. Here W_k and the queries of a later reader alone learn which of two dozen people each
+was told last is said for both. Here W_k and the queries of a later reader alone learn which of up to 28 people each
 place is about, where all of them are told the same thing. Keys move in directions which all else that is told hardly
 has (`sparing.py`), and are held to what they were there.
 """
