@@ -44,6 +44,7 @@ _OURS = {
     "fading": 0.0,
     "base_state": False,
     "base_queries": False,
+    "plain_read": False,
     "learned_erase": False,
 }
 """Options that the published code does not know, and what leaves them out."""
@@ -130,6 +131,10 @@ class DeltaMemConfig:
             empty state can be learned, and does not wear off. Not in the paper.
         base_queries: ask the base state with queries of its own, and not with those that find keys. How a reply begins
             and what it was about are then two questions. Not in the paper.
+        plain_read: read a plain product of the hidden state as well, which hangs on no state and no query, wherever any
+            reader is heard. In what words a reply begins hangs on the question alone, and a product that all layers add
+            to learns it better than queries of length 1, which are also to find keys. It needs a ``joint_gate``. Not in
+            the paper.
         learned_erase: learn what share of what a key finds is taken out as its value is written, by a gate of the
             token's for each head, 0 to 2; the delta rule takes out all of it. What is told as a correction is to take
             the place of what was told before, and what is told of somebody's father is to leave their mother's name
@@ -175,6 +180,7 @@ class DeltaMemConfig:
     fading: float = 0.0
     base_state: bool = False
     base_queries: bool = False
+    plain_read: bool = False
     learned_erase: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
@@ -223,6 +229,8 @@ class DeltaMemConfig:
             raise ConfigError("joint_gate is for corrections last: a layer's own can't wait for what later ones see")
         if self.second_reader and (not self.joint_gate or self.base_queries):
             raise ConfigError("second_reader takes a joint_gate, which says whose reads count, and no base_queries")
+        if self.plain_read and not self.joint_gate:
+            raise ConfigError("plain_read takes a joint_gate, which says where it is heard")
         if self.third_reader and not self.second_reader:
             raise ConfigError("third_reader comes after a second_reader, and there is none")
         if self.keys == "pair" and self.writes_segments:

@@ -54,7 +54,8 @@ class DeltaLayer(nn.Module):
     (1), this layer's part in the gate of all of them, when there is one. A second reader has ``second_q_proj``,
     ``second_read_gate_proj`` and ``second_joint_gate_proj`` as the first, with the same biases, and ``route_proj``
     (1, hidden) and ``route_bias`` (1), this layer's part in whose reads count; a third one the same, ``third_q_proj``
-    and so on, and ``third_route_proj`` and ``third_route_bias``.
+    and so on, and ``third_route_proj`` and ``third_route_bias``. What is read plainly is ``plain_read_proj`` (H*r,
+    hidden).
     """
 
     memory_q_proj: nn.Parameter
@@ -86,6 +87,7 @@ class DeltaLayer(nn.Module):
     third_route_bias: nn.Parameter
     base_state: nn.Parameter
     memory_base_proj: nn.Parameter
+    plain_read_proj: nn.Parameter
     erase_proj: nn.Parameter
     erase_bias: nn.Parameter
 
@@ -135,6 +137,8 @@ class DeltaLayer(nn.Module):
             shapes["base_state"] = (config.num_state_heads, config.rank, config.rank)
         if config.base_queries:
             shapes["memory_base_proj"] = (width, hidden_size)
+        if config.plain_read:
+            shapes["plain_read_proj"] = (width, hidden_size)
         if config.learned_erase:
             shapes |= {"erase_proj": (config.num_state_heads, hidden_size), "erase_bias": (config.num_state_heads,)}
         shapes |= {f"delta_{p}_proj": (out_features[p], width) for p in PROJECTIONS}
@@ -250,10 +254,18 @@ class DeltaLayer(nn.Module):
 
     def read(self, x: Tensor, state: Tensor, valid: Tensor | None = None) -> Tensor:
         """Reads of x (B, T, hidden) from a state (B, H, r, r) that stays as it is: (B, T, H*r), and after them those of
-        later readers, if there are such.
+        later readers, if there are such, and what is read plainly.
         """
         readers = (None, *later_readers(self.config))
-        return torch.cat([self._read(x, self.queries(x, reader), state, valid) for reader in readers], dim=-1)
+        found = [self._read(x, self.queries(x, reader), state, valid) for reader in readers]
+        return torch.cat([*found, *self._plainly(x, valid)], dim=-1)
+
+    def _plainly(self, x: Tensor, valid: Tensor | None) -> list[Tensor]:
+        """What is read without a query, (B, T, H*r), where there is such."""
+        if not self.config.plain_read:
+            return []
+        reads = F.linear(x.to(self.plain_read_proj.dtype), self.plain_read_proj)
+        return [reads if valid is None else reads.masked_fill(~valid[..., None], 0.0)]
 
     def _read(self, x: Tensor, q: Tensor, state: Tensor, valid: Tensor | None) -> Tensor:
         reads = torch.einsum("bhij,bthj->bthi", state, q)
@@ -293,7 +305,8 @@ class DeltaLayer(nn.Module):
         found = [reads for reads, _ in every]
         if config.base_state:
             found = [reads + self._of_base(x, q, valid) for reads, q in zip(found, readers, strict=True)]
-        return torch.cat([reads.flatten(-2) for reads in found], dim=-1), every[0][1]
+        reads = torch.cat([*(reads.flatten(-2) for reads in found), *self._plainly(x, valid)], dim=-1)
+        return reads, every[0][1]
 
     def _token(
         self,
@@ -317,6 +330,7 @@ class DeltaLayer(nn.Module):
         # Before the kernel: each token reads what was there before it.
         later = later_readers(config)
         besides = [self._read(x, self.queries(x, reader), state, valid)[:, 0] for reader in later]
+        besides += [reads[:, 0] for reads in self._plainly(x, valid)]
         everywhere = torch.ones(len(x), dtype=torch.bool, device=x.device)
         reads, state, gates = token_kernel(
             config,

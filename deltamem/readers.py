@@ -1,7 +1,8 @@
 """Who reads the state, and what of all layers' reads is heard for a token.
 
 A joint gate says whether anything read is heard. A later reader asks the same state with queries, read gates and a
-joint gate of its own, and has a route, which says whether its reads count and not those of the readers before it.
+joint gate of its own, and has a route, which says whether its reads count and not those of the readers before it. What
+is read plainly (`DeltaMemConfig.plain_read`) is heard wherever one of them is.
 """
 
 from __future__ import annotations
@@ -48,12 +49,14 @@ def jointly_open(logits: Tensor) -> Tensor:
     return (0.5 + 0.5 * logits).clamp(0, 1)
 
 
-def shares_of(logits: Tensor) -> Tensor:
-    """What each reader's reads count for, (..., readers), from the sum of layers' `DeltaLayer.joint_logits`."""
-    return torch.stack(shared_out(jointly_open(logits).unbind(-1)), dim=-1)
+def shares_of(logits: Tensor, plain_read: bool = False) -> Tensor:
+    """What each reader's reads count for, (..., readers), and after them what is read plainly, from the sum of layers'
+    `DeltaLayer.joint_logits`.
+    """
+    return torch.stack(shared_out(jointly_open(logits).unbind(-1), plain_read), dim=-1)
 
 
-def shared_out(opened: Sequence[T]) -> list[T]:
+def shared_out(opened: Sequence[T], plain_read: bool = False) -> list[T]:
     """The same from how far those gates stand open: the first reader's, and each later one's and its route."""
     first, *later = opened
     left: Any = 1.0
@@ -61,10 +64,11 @@ def shared_out(opened: Sequence[T]) -> list[T]:
     for own, route in reversed(list(zip(later[::2], later[1::2], strict=True))):
         shares.append(left * route * own)
         left = left * (1 - route)
-    return [left * first, *reversed(shares)]
+    every: list[Any] = [left * first, *reversed(shares)]
+    return [*every, sum(every)] if plain_read else every
 
 
 def heard(reads: Tensor, shares: Tensor) -> Tensor:
-    """What is heard of a layer's reads, (..., n), from those of each reader one after the other, (..., readers * n)."""
+    """What is heard of a layer's reads, (..., n), from those that `shares_of` says shares of, one after the other."""
     each: Tensor = reads.unflatten(-1, (shares.shape[-1], -1)) * shares[..., None]
     return each.sum(-2)

@@ -46,6 +46,7 @@ class Runtime:
         config = weights[0].config
         self._segment_writes = config.writes_segments
         self._at_last, self._joint_gate = config.corrections == "last", config.joint_gate
+        self._plain_read = config.plain_read
         self._shape = (config.num_state_heads, config.rank, config.rank)
         self._layers = [RunningLayer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
         self._steps: TokenSteps | None = None
@@ -370,6 +371,6 @@ class Runtime:
         return output
 
     def _shares(self, reading: list[RunningLayer]) -> Tensor:
-        """What each reader's reads count for, (B, T, readers), by all layers together."""
+        """What each of a layer's reads counts for (`shares_of`), (B, T, n), by all layers together."""
         parts = [layer.joint for layer in reading if layer.joint is not None]
-        return shares_of(torch.stack([part.to(parts[0].device) for part in parts]).sum(0))
+        return shares_of(torch.stack([part.to(parts[0].device) for part in parts]).sum(0), self._plain_read)

@@ -52,7 +52,8 @@ class TokenSteps:
         later = later_readers(config)
         others = [reader.instead[name] for reader in later for name in ("memory_q_proj", *gate)]
         joint += [name for r in later for name in (r.instead["joint_gate_proj"], f"{r.route}_proj")]
-        asking = ["memory_q_proj", *gate, *base, *others, *joint]
+        plain = ["plain_read_proj"] if config.plain_read else []
+        asking = ["memory_q_proj", *gate, *base, *others, *plain, *joint]
         projections = _fuse(layers, [*asking, "memory_k_proj", "memory_v_proj", "beta_proj", *free, *erase])
         self._where = self._places()
         base_at = width + (heads if config.read_gate else 0)
@@ -66,6 +67,7 @@ class TokenSteps:
         biases = ["joint_gate_bias", *(name for r in later for name in ("joint_gate_bias", f"{r.route}_bias"))]
         self._joint_biases = {name: _fuse(layers, [name]) for name in biases} if config.joint_gate else {}
         self._biased = biases if config.joint_gate else []
+        self._plain_at = split - len(joint) - width if config.plain_read else None
         self._joint = [[0.0] * len(joint)] * len(layers)
         self._beta_bias = _fuse(layers, ["beta_bias"])
         self._lambda_bias = _fuse(layers, ["lambda_bias"]) if config.needs_lambda else None
@@ -78,7 +80,7 @@ class TokenSteps:
             self._corrections = {"o": [np.concatenate(self._corrections["o"], axis=1)]}
         self._base = _fuse(layers, ["base_state"]) if config.base_state else None
         self._with_base: tuple[Array, Array] | None = None  # the states, and what is read where they are
-        self._reads: list[list[tuple[Array, float] | None]] = [[None] * len(self._begins)] * len(layers)
+        self._reads: list[list[tuple[Array, float] | None]] = [[None] * (len(self._begins) + len(plain))] * len(layers)
         self._seen: list[Array] = []
         self.states: Array | None = None
         self.lent: Array | None = None
@@ -106,10 +108,13 @@ class TokenSteps:
     def read(self, i: int, x: Tensor) -> None:
         """Layer i reads the state for hidden states x of one token; `correct` then has its effect."""
         assert self.states is not None
-        numbers = self._reading[i].dot(_flat(x)).tolist()
+        found = self._reading[i].dot(_flat(x))
+        numbers = found.tolist()
         if self._biased:
             self._joint[i] = numbers[-len(self._biased) :]
         self._reads[i] = [self._read(i, numbers, begin) for begin in self._begins]
+        if (at := self._plain_at) is not None:
+            self._reads[i].append((found[at : at + math.prod(self._heads)], self._scale))
 
     def _read(self, i: int, numbers: list[float], at: int) -> tuple[Array, float] | None:
         """What a reader reads whose query and gates stand there, and what to multiply it by; None for nothing."""
@@ -193,7 +198,8 @@ class TokenSteps:
             return [1.0]
         biases = [float(self._joint_biases[name].sum()) for name in self._biased]
         logits = map(operator.add, map(sum, zip(*self._joint, strict=True)), biases)
-        return shared_out([min(1.0, max(0.0, 0.5 + 0.5 * logit)) for logit in logits])
+        opened = [min(1.0, max(0.0, 0.5 + 0.5 * logit)) for logit in logits]
+        return shared_out(opened, self._config.plain_read)
 
     def keep(self, x: Tensor) -> None:
         """The next layer's hidden states are to be written when the token is through."""

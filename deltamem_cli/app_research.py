@@ -77,7 +77,11 @@ def train_adapter(
     ] = None,
     people_steps: Annotated[
         int | None,
-        typer.Option(min=0, help="Steps on what people close to one do and are, last of all, with --from (places)."),
+        typer.Option(min=0, help="Steps on what people close to one do and are, after those, with --from (places)."),
+    ] = None,
+    begin_steps: Annotated[
+        int | None,
+        typer.Option(min=0, help="Steps on the words that replies begin with, last of all, with --from (places)."),
     ] = None,
     new_keys: Annotated[
         bool, typer.Option("--new-keys", help="Begin --from's keys and queries anew, fitted; keep the rest (places).")
@@ -232,6 +236,7 @@ def train_adapter(
         "number_steps": number_steps,
         "chat_steps": chat_steps,
         "people_steps": people_steps,
+        "begin_steps": begin_steps,
         "new_keys": new_keys or None,
         "keep_writing": keep_writing or None,
         "vocabulary": vocabulary,

@@ -16,7 +16,7 @@ from deltamem.errors import DataError
 from deltamem_cli.huge_pages import use_huge_pages
 from deltamem_cli.terminal import err, notice, table
 
-_FURTHER = ("number_steps", "chat_steps", "people_steps")
+_FURTHER = ("number_steps", "chat_steps", "people_steps", "begin_steps")
 """Steps after all others that go on with an adapter."""
 _OF_ITS_OWN = 0.8
 """Most of the steps that are cached where there is other data than the generator's: that wants whole ones."""
@@ -158,8 +158,8 @@ def chosen_preset(options: TrainOptions) -> Any:
         recipe.setdefault("joint_steps", 0)
     elif any(recipe.get(name) for name in ("gate_steps", "fit_erase", *_FURTHER, "keep_writing", "new_keys")):
         raise DataError(
-            "--gate-steps, --fit-erase, --number-steps, --chat-steps, --people-steps, --keep-writing and --new-keys go "
-            "on with an adapter; give --from"
+            "--gate-steps, --fit-erase, --number-steps, --chat-steps, --people-steps, --begin-steps, --keep-writing "
+            "and --new-keys go on with an adapter; give --from"
         )
     writing = ("key_steps", "say_steps", "number_steps", "people_steps", "new_keys")
     written_anew = any(recipe.get(name) for name in writing)
@@ -173,7 +173,7 @@ def chosen_preset(options: TrainOptions) -> Any:
     if recipe.get("steps") == 0 and not any(alone):
         raise DataError(
             "--steps 0 leaves nothing to train; give --read-steps, --joint-steps, --number-steps, --chat-steps, "
-            "--people-steps, --gate-steps or --fit-erase, or more steps"
+            "--people-steps, --begin-steps, --gate-steps or --fit-erase, or more steps"
         )
     joint_steps = recipe.get("joint_steps", preset.recipe.joint_steps)
     if joint_steps and config.joint_gate and not recipe.get("ordinary", preset.recipe.ordinary):

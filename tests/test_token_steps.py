@@ -67,6 +67,28 @@ CONFIGS = {
         third_reader=True,
         output_init="random",
     ),
+    "third reader, read plainly": DeltaMemConfig(
+        num_state_heads=2,
+        rank=4,
+        delta_heads=("o",),
+        corrections="last",
+        read_gate=True,
+        read_gate_floor=0.3,
+        joint_gate=True,
+        second_reader=True,
+        third_reader=True,
+        plain_read=True,
+        output_init="random",
+    ),
+    "read plainly, base state with queries of its own": DeltaMemConfig(
+        delta_heads=("o",),
+        corrections="last",
+        joint_gate=True,
+        base_state=True,
+        base_queries=True,
+        plain_read=True,
+        output_init="random",
+    ),
     "keys in pairs": DeltaMemConfig(keys="pair", own_share=0.5, write_gate_floor=0.2, output_init="random"),
     "keys that fade": DeltaMemConfig(keys="pair", own_share=0.5, fading=0.7, output_init="random"),
     "heads, keys in pairs": DeltaMemConfig(keys="pair", num_state_heads=2, rank=4, output_init="random"),
@@ -84,7 +106,9 @@ def lively(memory: DeltaMemory) -> None:
     torch.manual_seed(1)
     for layer in memory.adapter:
         for name, parameter in layer.named_parameters():
-            if name.startswith(("beta", "lambda", "read_gate", "second_read_gate", "third_read_gate", "base", "erase")):
+            if name.startswith(
+                ("beta", "lambda", "read_gate", "second_read_gate", "third_read_gate", "base", "erase", "plain")
+            ):
                 nn.init.normal_(parameter, std=0.5)
             elif name.startswith(("joint", "second_joint", "third_joint", "route", "third_route")):
                 nn.init.normal_(parameter, std=0.1)

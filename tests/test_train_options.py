@@ -31,6 +31,7 @@ def options_of(**asked: Any) -> TrainOptions:
         (None, {}, {"number_steps": 5}, "give --from"),
         (None, {}, {"chat_steps": 5}, "give --from"),
         (None, {}, {"people_steps": 5}, "give --from"),
+        (None, {}, {"begin_steps": 5}, "give --from"),
         ("x", {}, {"keep_writing": True, "new_keys": True}, "leave out --key-steps"),
         ("x", {"fading": 0.7}, {"keep_writing": True}, "--fading"),
         ("x", {}, {"keep_writing": True, "key_steps": 5}, "leave out --key-steps"),
@@ -54,7 +55,9 @@ def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
     erasing = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "fit_erase": True}))
     assert erasing.config.learned_erase and erasing.recipe.only_erasing
     assert not replace(erasing.recipe, say_steps=5).only_erasing, "values are said in replies"
-    recipe = chosen_preset(options_of(start="x", recipe={"keep_writing": True})).recipe
+    begun = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "begin_steps": 9}))
+    assert begun.recipe.ends_on_places and begun.recipe.scale("plain_read_proj") == 0
+    recipe = chosen_preset(options_of(start="x", recipe={"keep_writing": True, "begin_steps": 9})).recipe
     assert recipe.scale("memory_k_proj") == recipe.scale("memory_v_proj") == recipe.scale("beta_bias") == 0
     assert recipe.scale("erase_proj") == 0
     numbers = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "number_steps": 5})).recipe
@@ -162,3 +165,20 @@ def test_keys_of_a_token_alone_count_all_of_it() -> None:
     assert alone.own_share == 1 and alone.fading == 0
     with pytest.raises(ConfigError, match="own_share"):
         chosen_preset(options_of(config={"keys": "own", "own_share": 0.5}))
+
+
+def test_what_is_read_plainly_is_nothing_at_first_and_takes_a_joint_gate(ids: Callable[..., torch.Tensor]) -> None:
+    model = make_model()
+    last: dict[str, Any] = {"delta_heads": ("o",), "corrections": "last", "rankwise_gates": False}
+    memory = make_memory(model, output_init="random", **last)
+    with memory.writing(), torch.no_grad():
+        expected = model(input_ids=ids(1, 9)).logits
+    with pytest.raises(DataError, match=r"--begin-steps.*--joint-steps"):
+        extended(memory, DeltaMemConfig(), plainly=True)
+    joint = DeltaMemConfig(joint_gate=True, **last)
+    with pytest.raises(DataError, match="read plainly"):
+        extended(memory, replace(joint, rank=16), plainly=True)
+    wider = extended(memory, joint, plainly=True)
+    assert wider.config.plain_read and extended(wider, DeltaMemConfig()) is wider
+    with wider.writing(), torch.no_grad():
+        assert torch.equal(model(input_ids=ids(1, 9)).logits, expected)

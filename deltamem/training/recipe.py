@@ -61,6 +61,8 @@ class Recipe:
         chat_steps: steps in which a second reader learns what is asked in the chat in which it was told, after those;
             nothing that is written changes.
         people_steps: steps in which a third reader learns what people close to one do and are, after those.
+        begin_steps: steps in which what is read plainly alone learns in what words replies begin, last of all, where
+            there is a joint gate; nothing that is written changes.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
             the last layer; the rest goes on.
         keep_writing: no step changes keys, values or write gates: what was written by the adapter a run began with
@@ -74,7 +76,8 @@ class Recipe:
         impersonal: questions about each noun that sound like one about oneself and are left alone, where corrections
             go to the last layer; with any, those about no noun are as well.
         relatives: share of a bank's episodes that tell what people close to one do and are, where corrections go to the
-            last layer; with `people_steps` and no share, two thirds.
+            last layer; with `people_steps` and no share, two thirds, with
+            `begin_steps` a third.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.
         cached_talk: most turns of small talk in one.
@@ -132,6 +135,7 @@ class Recipe:
     number_steps: int = 0
     chat_steps: int = 0
     people_steps: int = 0
+    begin_steps: int = 0
     new_keys: bool = False
     keep_writing: bool = False
     vocabulary: int = 0
@@ -187,7 +191,7 @@ class Recipe:
     def steps_at_the_end(self) -> int:
         """How many there are on places after all others."""
         at_last = self.number_steps + self.chat_steps + self.people_steps
-        return self.joint_steps + self.read_steps + at_last
+        return self.joint_steps + self.read_steps + at_last + self.begin_steps
 
     def scale(self, name: str) -> float:
         """Learning rate of a tensor of the adapter, relative to `learning_rate`."""
@@ -195,6 +199,8 @@ class Recipe:
             return 0.0
         if name.startswith("joint_gate"):
             return 0.0  # a clamp has no gradient where it is open, as it is at first; it is learnt on its own
+        if name.startswith("plain_read"):
+            return 0.0  # nothing of how replies begin is in those steps
         if name in ("memory_q_proj", "memory_k_proj", "memory_base_proj"):
             return self.fitted_rate
         if name == "memory_v_proj":

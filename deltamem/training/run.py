@@ -94,7 +94,7 @@ def prepare(
         memory = DeltaMemory.from_pretrained(model, directory)  # its configuration is the run's, wherever it came from
     elif start is not None:
         before = DeltaMemory.from_pretrained(model, start)
-        memory = extended(before, preset.config, readers=preset.recipe.readers)
+        memory = extended(before, preset.config, readers=preset.recipe.readers, plainly=preset.recipe.begin_steps > 0)
     else:
         memory = DeltaMemory.attach(model, preset.config)
     if preset.recipe.cached_steps and memory.config.writes_segments:
@@ -113,8 +113,8 @@ def prepare(
         raise DataError("--new-keys is for steps on places; use --preset places")
     if not recipe.steps and not on_places:
         raise DataError(
-            "--read-steps, --joint-steps, --number-steps, --chat-steps, --people-steps, --gate-steps and --fit-erase "
-            "are for corrections to the last layer; give --steps as well"
+            "--read-steps, --joint-steps, --number-steps, --chat-steps, --people-steps, --begin-steps, --gate-steps "
+            "and --fit-erase are for corrections to the last layer; give --steps as well"
         )
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -145,12 +145,13 @@ def prepare(
     return trainer
 
 
-def extended(memory: DeltaMemory, wanted: DeltaMemConfig, readers: int = 1) -> DeltaMemory:
+def extended(memory: DeltaMemory, wanted: DeltaMemConfig, readers: int = 1, plainly: bool = False) -> DeltaMemory:
     """The same memory with those `EXTENSIONS`, and keys made of what is wanted; a base state is empty at first.
 
     With more heads or a larger rank than there were, its weights are fresh: `put_heads_back` and `lengthen` are for
     when they are fitted. Corrections weigh what they did with any rank. Where so many `readers` are wanted
-    and the adapter has a joint gate, those that are new ask what the one before them does.
+    and the adapter has a joint gate, those that are new ask what the one before them does. What is read `plainly` is
+    nothing at first.
 
     Raises:
         DataError: the heads that are wanted are not those that there are and as many beside each, the rank is
@@ -159,6 +160,11 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, readers: int = 1) -> D
     given = {name: getattr(wanted, name) or getattr(memory.config, name) for name in EXTENSIONS}
     if wanted.joint_gate and memory.config.corrections != "last":
         raise DataError("--joint-steps need an adapter whose corrections go to the last layer, and this one's do not")
+    given["plain_read"] = plainly or memory.config.plain_read
+    if given["plain_read"] and not given["joint_gate"]:
+        raise DataError(
+            "--begin-steps are for an adapter with a gate that all layers share; give --joint-steps as well"
+        )
     given["own_share"] = wanted.own_share if wanted.own_share != 1 else memory.config.own_share
     given["fading"] = wanted.fading or memory.config.fading
     heads, had = wanted.num_state_heads, memory.config.num_state_heads
@@ -183,10 +189,10 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, readers: int = 1) -> D
         raise DataError(
             "--base-queries and --new-keys can't come with more heads or a larger --rank; do one after the other"
         )
-    if larger and config.second_reader:
+    if larger and (config.second_reader or config.plain_read):
         raise DataError(
-            "a second reader (--number-steps, --chat-steps, --people-steps) can't come with more heads or a larger "
-            "--rank, nor be there before; take those first"
+            "a second reader (--number-steps, --chat-steps, --people-steps) and what is read plainly (--begin-steps) "
+            "can't come with more heads or a larger --rank, nor be there before; take those first"
         )
     if config == memory.config:
         return memory

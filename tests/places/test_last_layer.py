@@ -11,6 +11,7 @@ import torch
 from deltamem.config import DeltaMemConfig
 from deltamem.errors import ConfigError, DataError, StateError
 from deltamem.memory import DeltaMemory
+from deltamem.training.places.stacked import Stacked
 from deltamem.training.places.tail import Tail
 from tests.conftest import make_memory, make_model
 from tests.places.conftest import OPTIONS
@@ -146,6 +147,58 @@ def test_all_layers_say_which_readers_reads_count(ids: Callable[..., torch.Tenso
             DeltaMemConfig(**(OPTIONS | {"joint_gate": True, "second_reader": True} | bad))
     with pytest.raises(ConfigError, match="third_reader"):
         DeltaMemConfig(joint_gate=True, third_reader=True, **OPTIONS)
+
+
+@pytest.mark.parametrize("readers", [1, 3])
+def test_what_is_read_plainly_is_heard_wherever_a_reader_is(ids: Callable[..., torch.Tensor], readers: int) -> None:
+    """The definition, by hand: a product of what enters all layers, as far as all readers together are heard."""
+    model = make_model()
+    later = {"second_reader": readers > 1, "third_reader": readers > 1}
+    memory = make_memory(model, joint_gate=True, plain_read=True, **later, **OPTIONS)
+    tokens = ids(1, 40, 1)
+    padding = torch.arange(40)[None] < 3
+    layers: list[Any] = list(memory.adapter)
+    added: list[torch.Tensor] = []
+
+    def added_to_frozen() -> torch.Tensor:
+        with memory.reading(padding=padding):
+            model(input_ids=tokens)
+        return added.pop() - frozen
+
+    with torch.no_grad():
+        with memory.writing():
+            model(input_ids=ids(1, 20))
+        handle = model.model.layers[-1].self_attn.register_forward_hook(lambda _m, _a, out: added.append(out[0]))
+        seen = entering(memory, tokens)
+        frozen = added.pop()
+        gates = torch.zeros(1, 40, 2 * readers - 1)
+        for i, layer in enumerate(layers):
+            layer.joint_gate_bias.fill_(0.0)
+            for name, parameter in layer.named_parameters():
+                if name.endswith(("joint_gate_proj", "route_proj")):
+                    parameter.normal_(std=0.2)
+            gates += layer.joint_logits(seen[i])
+        opened = ((1 + gates) / 2).clamp(0, 1).unbind(-1)
+        open_at_all = opened[0]
+        for own, route in zip(opened[1::2], opened[2::2], strict=True):
+            open_at_all = (1 - route) * open_at_all + route * own
+        assert (open_at_all == 0).any() and ((open_at_all > 0) & (open_at_all < 1)).any()
+        without = added_to_frozen()
+        plain = torch.zeros(1, 40, 48)
+        for i, layer in enumerate(layers):
+            layer.plain_read_proj.normal_(std=0.3)
+            plain += 16.0 / 8 * seen[i] @ layer.plain_read_proj.T @ layer.delta_o_proj.T
+        found = added_to_frozen()
+        handle.remove()
+        hidden = torch.stack([seen[i][0, 3:] for i in range(len(layers))])
+        rows = torch.zeros(37, dtype=torch.long)
+        together = Stacked(layers).bent(hidden, torch.zeros(37, 48), memory.state.tensor, rows)
+    torch.testing.assert_close(together, found[0, 3:], atol=1e-5, rtol=1e-5)
+    expected = (open_at_all * ~padding)[..., None] * plain
+    assert expected.abs().max() > 1e-2
+    torch.testing.assert_close(found - without, expected, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ConfigError, match="plain_read"):
+        DeltaMemConfig(plain_read=True, **OPTIONS)
 
 
 def test_what_goes_to_the_last_layer_is_o_alone() -> None:

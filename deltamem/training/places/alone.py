@@ -1,6 +1,6 @@
 """What is trained on its own: before the first step on places keys, what is said of what they find, gates, and what is
-erased; after the last one the joint gate, how memory is read, numbers, what is asked in a chat, and what people close
-to one do and are.
+erased; after the last one the joint gate, how memory is read, numbers, what is asked in a chat, what people close to
+one do and are, and in what words replies begin.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from deltamem.episodes.passes import Passes
 from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
+from deltamem.training.places.begun import fit_beginnings
 from deltamem.training.places.chats import fit_chats
 from deltamem.training.places.erasing import fit_erasing
 from deltamem.training.places.gates import fit_gates
@@ -45,3 +46,5 @@ def fit_at_the_end(memory: DeltaMemory, bank: Bank, recipe: Recipe, report: Repo
         fit_chats(memory, bank, recipe.chat_steps, recipe.seed, report)
     if recipe.people_steps:
         fit_people(memory, bank, recipe.people_steps, recipe.seed, report)
+    if recipe.begin_steps:
+        fit_beginnings(memory, bank, recipe.begin_steps, recipe.seed, report)

@@ -109,12 +109,12 @@ class Stacked:
         return parts.sum(0)
 
     def shares(self, x: Tensor) -> Tensor:
-        """What each reader's reads count for, (N, readers)."""
+        """What each reader's reads count for, and what is read plainly (`shares_of`), (N, n)."""
         logits = [self.joint_logits(x)]
         for reader in later_readers(self.config):
             opened = self._summed(x, reader.instead["joint_gate_proj"], "joint_gate_bias")
             logits += [opened, self._summed(x, f"{reader.route}_proj", f"{reader.route}_bias")]
-        return shares_of(torch.stack(logits, dim=-1))
+        return shares_of(torch.stack(logits, dim=-1), self.config.plain_read)
 
     def queries(self, x: Tensor, of: str = "memory_q_proj") -> Tensor:
         """(layers, N, H, r)."""
@@ -156,7 +156,16 @@ class Stacked:
         by_row = ByRow(rows.to(self.device), states.shape[1])
         x = hidden.to(self.device).float()
         readers = [self, *map(self._of, later_readers(self.config))]
-        return residuals.to(self.device).float() + self.added(x, *(one.reads(x, states, by_row) for one in readers))
+        found = [one.reads(x, states, by_row) for one in readers]
+        if self.config.plain_read:
+            found.append(self.plainly(x))
+        return residuals.to(self.device).float() + self.added(x, *found)
+
+    def plainly(self, x: Tensor) -> Tensor:
+        """What places x read without a query, (N, layers, H, r), with a `plain_read`."""
+        heads = self.config.num_state_heads
+        reads: Tensor = self._product(x, "plain_read_proj").unflatten(-1, (heads, -1)).transpose(0, 1)
+        return reads
 
     def _of(self, reader: Reader) -> Stacked:
         """The same layers with what a later reader asks with in the place of the first's."""
@@ -164,8 +173,8 @@ class Stacked:
         return Stacked(self._layers, self._stacks | {first: self._all(own) for first, own in there.items()})
 
     def added(self, x: Tensor, *reads: Tensor) -> Tensor:
-        """`corrections` at places x, (N, hidden size), of what each reader read, as far as gates of all layers, if
-        there are such, let them through.
+        """`corrections` at places x, (N, hidden size), of what each reader read, and of what is read plainly, as far as
+        gates of all layers, if there are such, let them through.
         """
         added = [self.corrections(of) for of in reads]
         if self.config.joint_gate:

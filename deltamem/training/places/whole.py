@@ -23,6 +23,8 @@ _IN_CHATS = Shares(numbers=0.5, chats=0.5)
 """Where what is asked in a chat is learnt."""
 _OF_PEOPLE = Shares(numbers=0.35, relatives=0.65, chats=0.3)
 """Where what is told of people close to one is learnt."""
+_WHERE_ALL_BEGIN = Shares(numbers=0.35, relatives=0.35, chats=0.4)
+"""Where in what words replies begin is learnt."""
 _BEGUN = 0.35
 """Where any of that is all that is learnt: share of how replies about other words begin."""
 _ABOUT_NUMBERS, _TEXTS = 3, 96
@@ -85,6 +87,8 @@ def whole_bank(
 def _shares(recipe: Recipe) -> Shares:
     if recipe.people_steps:
         return _OF_PEOPLE._replace(relatives=recipe.relatives or _OF_PEOPLE.relatives)
+    if recipe.begin_steps:
+        return _WHERE_ALL_BEGIN._replace(relatives=recipe.relatives or _WHERE_ALL_BEGIN.relatives)
     shares = _IN_CHATS if recipe.chat_steps else _NUMBERS_ALONE if recipe.only_numbers else USUAL
     return shares._replace(relatives=recipe.relatives)
 
