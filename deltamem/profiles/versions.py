@@ -15,7 +15,15 @@ from deltamem.profiles.history import Entry, History, at
 from deltamem.profiles.merging import merged_matrices
 from deltamem.profiles.store import ProfileStore
 
-MEANS_THE_SAME = {"own_share", "learned_erase", "reply_floor", "joint_gate", "second_reader", "third_reader"}
+MEANS_THE_SAME = {
+    "own_share",
+    "learned_erase",
+    "reply_floor",
+    "joint_gate",
+    "second_reader",
+    "third_reader",
+    "plain_read",
+}
 """Options by which a state that is there means no other thing: of what is yet to be written, and of when it is read."""
 
 
