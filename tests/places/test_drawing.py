@@ -56,6 +56,8 @@ def test_any_way_to_ask_goes_with_any_way_to_tell_and_with_any_value(
     topics = {p: f.topic for f in bank.facts for p in f.asked}
     noted = {p for f in bank.facts if f.noted for p in f.asked}
     assert noted, "and in the reply to a statement nothing but what it says is expected"
+    # A message that begins with its value has no space before it, and so small a tokenizer tells that letter by letter.
+    spelt = {p for f in bank.facts if f.early for p in f.asked}
     drawn = Drawing(bank).histories(random.Random(0), 3, 30, 0.0, 2000)
     crossed = 0
     for place, row, target in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True):
@@ -64,7 +66,7 @@ def test_any_way_to_ask_goes_with_any_way_to_tell_and_with_any_value(
         if place in noted or not bank.values[place]:
             assert target == int(bank.targets[place])
             continue
-        assert target in bank.told_ids[said]
+        assert target in bank.told_ids[said] or place in spelt
         own = [f for f in bank.facts if f.topic == topics[place] and set(f.told) <= set(told)]
         assert own, "the topic was told"
         crossed += all(place not in f.asked for f in own)
