@@ -205,10 +205,14 @@ def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert moved <= {"memory_q_proj", "read_gate_proj", "read_gate_bias", "base_state"} and "base_state" in moved
 
 
-def alone(tmp_path: Path, people: SyntheticPeople, **recipe: int) -> tuple[Trainer, list[str], set[str]]:
-    """A run of steps on their own, what it said that it does, and which weights it changed."""
+def alone(
+    tmp_path: Path, people: SyntheticPeople, besides: tuple[str, ...] = (), **recipe: int
+) -> tuple[Trainer, list[str], set[str]]:
+    """A run of steps on their own, what it said that it does, and which weights it changed; `besides` are options that
+    its adapter has as well.
+    """
     people.families, people.singles = [], people.relations
-    memory = make_memory(make_model().requires_grad_(False), **OPTIONS)
+    memory = make_memory(make_model().requires_grad_(False), **OPTIONS, **dict.fromkeys(besides, True))
     before = {name: tensor.clone() for name, tensor in memory.adapter_tensors().items()}
     passes, said = Passes(memory, ChatFormat.of(make_tokenizer())), []
     chosen = Recipe(steps=0, cached_steps=0, bank=8, ordinary=1, reply_tokens=2, **recipe)
@@ -247,6 +251,12 @@ def test_numbers_can_be_all_that_is_learnt(tmp_path: Path, monkeypatch: pytest.M
     assert set(about) <= json.loads((tmp_path / REPLIES_FILE).read_text()).keys()
     assert set(about) <= {turn.user for turn in trainer.people.small_talk}, "histories tell them as well"
     assert moved == {"memory_k_proj", "memory_v_proj", "beta_proj", "memory_q_proj", "read_gate_proj"}
+
+
+def test_how_replies_begin_can_be_all_that_is_learnt(tmp_path: Path) -> None:
+    _, said, moved = alone(tmp_path, few_people(), ("joint_gate", "plain_read"), begin_steps=5)
+    assert said[-1] == "learning how replies begin" and "reading how replies begin" in said
+    assert moved == {"plain_read_proj"}
 
 
 def test_what_is_erased_can_be_all_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
