@@ -76,8 +76,7 @@ class Recipe:
         impersonal: questions about each noun that sound like one about oneself and are left alone, where corrections
             go to the last layer; with any, those about no noun are as well.
         relatives: share of a bank's episodes that tell what people close to one do and are, where corrections go to the
-            last layer; with `people_steps` and no share, two thirds, with
-            `begin_steps` a third.
+            last layer; with `people_steps` and no share, two thirds, with `begin_steps` a third.
         cached_questions: questions per cached step.
         cached_facts: most facts in a history of one.
         cached_talk: most turns of small talk in one.

@@ -52,13 +52,11 @@ def test_a_value_told_before_its_topic_is_not_asked_for_among_others(bank: Bank,
 def test_any_way_to_ask_goes_with_any_way_to_tell_and_with_any_value(
     passes: Passes, people: SyntheticPeople, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank = build_bank(passes, people, IDLE, 24, seed=5)
+    bank = build_bank(passes, people, IDLE, 24, seed=7, begun=0.0)
     monkeypatch.setattr(draw, "_SWAPPED", 0.9)  # few values of so small a bank are words of one token
     topics = {p: f.topic for f in bank.facts for p in f.asked}
     noted = {p for f in bank.facts if f.noted for p in f.asked}
     assert noted, "and in the reply to a statement nothing but what it says is expected"
-    # A message that begins with its value has no space before it, and so small a tokenizer tells that letter by letter.
-    spelt = {p for f in bank.facts if f.early for p in f.asked}
     drawn = Drawing(bank).histories(random.Random(0), 3, 30, 0.0, 2000)
     crossed = 0
     for place, row, target in zip(drawn.places.tolist(), drawn.rows.tolist(), drawn.targets.tolist(), strict=True):
@@ -67,12 +65,12 @@ def test_any_way_to_ask_goes_with_any_way_to_tell_and_with_any_value(
         if place in noted or not bank.values[place]:
             assert target == int(bank.targets[place])
             continue
-        assert target in bank.told_ids[said] or place in spelt
+        assert target in bank.told_ids[said]
         own = [f for f in bank.facts if f.topic == topics[place] and set(f.told) <= set(told)]
         assert own, "the topic was told"
         crossed += all(place not in f.asked for f in own)
     assert crossed > 10
-    assert 0.03 < float((drawn.told != drawn.said)[drawn.valid].float().mean()) < 0.5
+    assert 0.05 < float((drawn.told != drawn.said)[drawn.valid].float().mean()) < 0.5
 
 
 def test_a_word_of_several_is_swapped_alone(bank: Bank) -> None:

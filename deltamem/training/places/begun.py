@@ -132,7 +132,6 @@ class Beginning(Asking):
             moved: the same, its change for hidden states of unit variance.
         """
         bank, now = self._bank, Stacked(self._layers, {"plain_read_proj": was + moved / self.spread})
-        before = Stacked(self._layers, {"plain_read_proj": was})
         some = torch.cat([of[some_of(len(of), count, self._generator)] for count, of in self._sorts])
         places = some_of(len(self._places.numbers), _PLACES, self._generator)
         targets = bank.opening_targets[some]
@@ -140,7 +139,7 @@ class Beginning(Asking):
         loss = F.cross_entropy(self._said_there(now, self._openings, some, among), among.numbers(targets))
         found = self._said_there(now, self._places, places, among)
         with torch.no_grad():
-            said = self._said_there(before, self._places, places, among, noise=False)
+            said = self._said_there(self._before, self._places, places, among, noise=False)
         loss = loss + _KEPT * divergence(found, said) / len(places) + _DECAY * moved.square().sum()
         if not len(self._idle.numbers):
             return loss
