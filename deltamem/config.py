@@ -45,6 +45,8 @@ _OURS = {
     "base_state": False,
     "base_queries": False,
     "plain_read": False,
+    "choices": 0,
+    "choice_rank": 0,
     "learned_erase": False,
 }
 """Options that the published code does not know, and what leaves them out."""
@@ -135,6 +137,11 @@ class DeltaMemConfig:
             reader is heard. In what words a reply begins hangs on the question alone, and a product that all layers add
             to learns it better than queries of length 1, which are also to find keys. It needs a ``joint_gate``. Not in
             the paper.
+        choices: entries that each layer holds of a table; what is added for the best of all entries of all layers is
+            added beside what is read plainly, and heard where that is. A product adds up, so that a reply to what lies
+            between two questions begins like both; in a table one is chosen (softmax), or none. It needs a
+            ``plain_read``. Not in the paper.
+        choice_rank: numbers that layers add up to look an entry up by.
         learned_erase: learn what share of what a key finds is taken out as its value is written, by a gate of the
             token's for each head, 0 to 2; the delta rule takes out all of it. What is told as a correction is to take
             the place of what was told before, and what is told of somebody's father is to leave their mother's name
@@ -181,6 +188,8 @@ class DeltaMemConfig:
     base_state: bool = False
     base_queries: bool = False
     plain_read: bool = False
+    choices: int = 0
+    choice_rank: int = 0
     learned_erase: bool = False
     delta_heads: tuple[str, ...] = PROJECTIONS
     target_layers: tuple[int, ...] = ()
@@ -231,6 +240,10 @@ class DeltaMemConfig:
             raise ConfigError("second_reader takes a joint_gate, which says whose reads count, and no base_queries")
         if self.plain_read and not self.joint_gate:
             raise ConfigError("plain_read takes a joint_gate, which says where it is heard")
+        if min(self.choices, self.choice_rank) < 0 or (self.choices > 0) != (self.choice_rank > 0):
+            raise ConfigError("choices are looked up by choice_rank numbers: both are 1 or more, or both 0")
+        if self.choices and not self.plain_read:
+            raise ConfigError("choices take a plain_read, beside which they are heard")
         if self.third_reader and not self.second_reader:
             raise ConfigError("third_reader comes after a second_reader, and there is none")
         if self.keys == "pair" and self.writes_segments:

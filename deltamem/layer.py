@@ -55,7 +55,8 @@ class DeltaLayer(nn.Module):
     ``second_read_gate_proj`` and ``second_joint_gate_proj`` as the first, with the same biases, and ``route_proj``
     (1, hidden) and ``route_bias`` (1), this layer's part in whose reads count; a third one the same, ``third_q_proj``
     and so on, and ``third_route_proj`` and ``third_route_bias``. What is read plainly is ``plain_read_proj`` (H*r,
-    hidden).
+    hidden). A table (choices.py) has ``choice_proj`` (choice_rank, hidden), ``choice_keys`` (choices, choice_rank),
+    ``choice_bias`` (choices) and ``choice_values`` (out_features of o, choices).
     """
 
     memory_q_proj: nn.Parameter
@@ -88,6 +89,10 @@ class DeltaLayer(nn.Module):
     base_state: nn.Parameter
     memory_base_proj: nn.Parameter
     plain_read_proj: nn.Parameter
+    choice_proj: nn.Parameter
+    choice_keys: nn.Parameter
+    choice_bias: nn.Parameter
+    choice_values: nn.Parameter
     erase_proj: nn.Parameter
     erase_bias: nn.Parameter
 
@@ -139,6 +144,10 @@ class DeltaLayer(nn.Module):
             shapes["memory_base_proj"] = (width, hidden_size)
         if config.plain_read:
             shapes["plain_read_proj"] = (width, hidden_size)
+        if config.choices:
+            shapes |= {"choice_proj": (config.choice_rank, hidden_size)}
+            shapes |= {"choice_keys": (config.choices, config.choice_rank), "choice_bias": (config.choices,)}
+            shapes |= {"choice_values": (out_features["o"], config.choices)}
         if config.learned_erase:
             shapes |= {"erase_proj": (config.num_state_heads, hidden_size), "erase_bias": (config.num_state_heads,)}
         shapes |= {f"delta_{p}_proj": (out_features[p], width) for p in PROJECTIONS}

@@ -34,6 +34,7 @@ class RunningLayer:
         state: (B, H, r, r).
         reads: (B, T, H*r), of two readers one after the other (B, T, 2*H*r); None where it reads nothing.
         joint: its part in the logits of gates of all layers, (B, T, 1 or 3), where there are such.
+        asked: its part in what a table's entry is looked up by, (B, T, k), where there is one.
         segment_sum: hidden states that an open segment has gathered, (B, hidden).
         replay: what the recomputation that is on is to see.
         replays: what recomputations may want to see, by the address of the layer's input.
@@ -44,6 +45,7 @@ class RunningLayer:
     state: Tensor
     reads: Tensor | None = None
     joint: Tensor | None = None
+    asked: Tensor | None = None
     segment_sum: Tensor | None = None
     replay: Entry | None = None
     replays: OrderedDict[int, Entry] = field(default_factory=OrderedDict)

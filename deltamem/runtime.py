@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from deltamem.attach import AttentionSite
 from deltamem.call import Call, Directions
+from deltamem.choices import chosen
 from deltamem.errors import StateError
 from deltamem.key_pairs import Lend, Lending, lent, lent_width, writes
 from deltamem.layer import DeltaLayer
@@ -46,7 +48,7 @@ class Runtime:
         config = weights[0].config
         self._segment_writes = config.writes_segments
         self._at_last, self._joint_gate = config.corrections == "last", config.joint_gate
-        self._plain_read = config.plain_read
+        self._plain_read, self._choices = config.plain_read, config.choices > 0
         self._shape = (config.num_state_heads, config.rank, config.rank)
         self._layers = [RunningLayer(s, w, self._empty(w, 1)) for s, w in zip(sites, weights, strict=True)]
         self._steps: TokenSteps | None = None
@@ -237,6 +239,8 @@ class Runtime:
                 state = self._run(layer, entry, hidden)
             if self._joint_gate and not entry.call.mute:
                 layer.joint = layer.weights.joint_logits(hidden)
+                if self._choices:
+                    layer.asked = F.linear(hidden.to(layer.weights.choice_proj.dtype), layer.weights.choice_proj)
         if entry.call.mute:
             layer.reads = None
         elif entry.call.silent is not None and layer.reads is not None:
@@ -368,7 +372,22 @@ class Runtime:
             assert layer.reads is not None
             reads = layer.reads if shares is None else heard(layer.reads, shares.to(layer.reads.device))
             output = output + layer.weights.correction(projection, reads).to(output.device, output.dtype)
+        if self._choices and shares is not None:
+            output = output + self._chosen(reading, shares[..., -1:]).to(output.device, output.dtype)
         return output
+
+    def _chosen(self, reading: list[RunningLayer], share: Tensor) -> Tensor:
+        """What the table of all layers adds, (B, T, out_features), where it is heard."""
+        assert self._call is not None
+        call, device = self._call, share.device
+        quiet = [mask for mask in (call.silent, None if call.valid is None else ~call.valid) if mask is not None]
+        for mask in quiet:
+            share = share.masked_fill(mask.to(device)[..., None], 0.0)
+        asked = torch.stack([layer.asked.to(device) for layer in reading if layer.asked is not None]).sum(0)
+        tables = [(w.choice_keys, w.choice_bias, w.choice_values) for w in (layer.weights for layer in reading)]
+        keys, bias, values = zip(*tables, strict=True)
+        table = [torch.cat([p.to(device) for p in part], dim=d) for part, d in ((keys, 0), (bias, 0), (values, 1))]
+        return share * chosen(asked, *table)
 
     def _shares(self, reading: list[RunningLayer]) -> Tensor:
         """What each of a layer's reads counts for (`shares_of`), (B, T, n), by all layers together."""

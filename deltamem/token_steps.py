@@ -82,6 +82,8 @@ class TokenSteps:
         self._with_base: tuple[Array, Array] | None = None  # the states, and what is read where they are
         self._reads: list[list[tuple[Array, float] | None]] = [[None] * (len(self._begins) + len(plain))] * len(layers)
         self._seen: list[Array] = []
+        self._table = _Table(layers) if config.choices else None
+        self._heard = 0.0
         self.states: Array | None = None
         self.lent: Array | None = None
 
@@ -115,6 +117,8 @@ class TokenSteps:
         self._reads[i] = [self._read(i, numbers, begin) for begin in self._begins]
         if (at := self._plain_at) is not None:
             self._reads[i].append((found[at : at + math.prod(self._heads)], self._scale))
+        if self._table is not None:
+            self._table.asks(i, _flat(x))
 
     def _read(self, i: int, numbers: list[float], at: int) -> tuple[Array, float] | None:
         """What a reader reads whose query and gates stand there, and what to multiply it by; None for nothing."""
@@ -176,11 +180,15 @@ class TokenSteps:
         delta = torch.from_numpy(self._corrections[projection][at].dot(reads))
         if output.dtype != torch.float32:
             delta = delta.to(output.dtype)
-        return torch.add(output, delta, alpha=scale)
+        output = torch.add(output, delta, alpha=scale)
+        if self._table is None:
+            return output
+        return output + torch.from_numpy(self._table.answers(self._heard)).to(output.dtype)
 
     def _together(self) -> tuple[Array, float] | None:
         """What all layers read, one after the other; None where none did."""
         shares = self._shares()
+        self._heard = shares[-1]
         each = [[found if share else None for found, share in zip(of, shares, strict=True)] for of in self._reads]
         if not any(any(of) for of in each):
             return None
@@ -252,6 +260,29 @@ class TokenSteps:
         held = (self.states @ key[..., None])[..., 0]
         self.states = kept + (beta * value - erase * held)[..., None] * key[:, :, None]
         return beta
+
+
+class _Table:
+    """What all layers choose among together (`choices.chosen`)."""
+
+    def __init__(self, layers: Sequence[DeltaLayer]) -> None:
+        names = ("choice_proj", "choice_keys", "choice_bias", "choice_values")
+        self._proj, self._keys, self._bias, self._values = (_fuse(layers, [name]) for name in names)
+        self._asked: list[Array] = [np.zeros(0, np.float32)] * len(layers)
+
+    def asks(self, i: int, x: Array) -> None:
+        """Keep what layer i sees: it is looked at when all have seen theirs, if it is heard at all."""
+        self._asked[i] = x
+
+    def answers(self, share: float) -> Array:
+        """What is added, (out_features,)."""
+        asked = (self._proj @ np.stack(self._asked)[..., None])[..., 0].sum(0)
+        logits = self._keys @ asked + self._bias  # (L, entries)
+        most = max(0.0, float(logits.max()))
+        each = np.exp(logits - np.float32(most))
+        each *= np.float32(share / (math.exp(-most) + float(each.sum())))
+        found: Array = (self._values @ each[..., None])[..., 0].sum(0)
+        return found
 
 
 def _fuse(layers: Sequence[DeltaLayer], names: Sequence[str]) -> Array:

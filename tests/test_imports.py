@@ -14,7 +14,7 @@ ORDER = [
     {"errors", "processes", "paths", "pictures", "inspection"},
     {"config"},
     {"recurrence"},
-    {"layer", "segments", "key_pairs", "readers", "replies"},
+    {"layer", "segments", "key_pairs", "readers", "replies", "choices"},
     {"attach"},
     {"state", "token_steps", "side_by_side", "call"},
     {"running"},

@@ -89,6 +89,17 @@ CONFIGS = {
         plain_read=True,
         output_init="random",
     ),
+    "chosen of a table": DeltaMemConfig(
+        delta_heads=("o",),
+        corrections="last",
+        joint_gate=True,
+        second_reader=True,
+        third_reader=True,
+        plain_read=True,
+        choices=3,
+        choice_rank=5,
+        output_init="random",
+    ),
     "keys in pairs": DeltaMemConfig(keys="pair", own_share=0.5, write_gate_floor=0.2, output_init="random"),
     "keys that fade": DeltaMemConfig(keys="pair", own_share=0.5, fading=0.7, output_init="random"),
     "heads, keys in pairs": DeltaMemConfig(keys="pair", num_state_heads=2, rank=4, output_init="random"),
@@ -107,7 +118,17 @@ def lively(memory: DeltaMemory) -> None:
     for layer in memory.adapter:
         for name, parameter in layer.named_parameters():
             if name.startswith(
-                ("beta", "lambda", "read_gate", "second_read_gate", "third_read_gate", "base", "erase", "plain")
+                (
+                    "beta",
+                    "lambda",
+                    "read_gate",
+                    "second_read_gate",
+                    "third_read_gate",
+                    "base",
+                    "erase",
+                    "plain",
+                    "choice",
+                )
             ):
                 nn.init.normal_(parameter, std=0.5)
             elif name.startswith(("joint", "second_joint", "third_joint", "route", "third_route")):

@@ -94,6 +94,17 @@ def singles(relations: list[Relation]) -> list[Relation]:
     return made
 
 
+@lru_cache(maxsize=1)
+def _alone() -> frozenset[str]:
+    told = told_relations()
+    return frozenset(relation.id for relation in (*told, *singles(told)))
+
+
+def stands_alone(relation: str) -> bool:
+    """Whether a relation, by its id, is none of a family that was made of nouns, none of numbers and about oneself."""
+    return relation in _alone()
+
+
 def unusual(relations: list[Relation], what: str) -> list[Relation]:
     """Relations with one way each to tell or to ask that training never sees, in words that are far from the others.
 

@@ -23,6 +23,8 @@ MEANS_THE_SAME = {
     "second_reader",
     "third_reader",
     "plain_read",
+    "choices",
+    "choice_rank",
 }
 """Options by which a state that is there means no other thing: of what is yet to be written, and of when it is read."""
 

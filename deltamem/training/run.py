@@ -46,6 +46,8 @@ EXTENSIONS = (
 rank are others."""
 KEYS_OF = ("own_share", "fading")
 """What keys in pairs are made of."""
+_CHOICES, _CHOICE_RANK = 21, 128
+"""Entries that each layer holds of a table of how replies go on, and numbers that one is looked up by."""
 
 
 def prepare(
@@ -150,8 +152,8 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, readers: int = 1, plai
 
     With more heads or a larger rank than there were, its weights are fresh: `put_heads_back` and `lengthen` are for
     when they are fitted. Corrections weigh what they did with any rank. Where so many `readers` are wanted
-    and the adapter has a joint gate, those that are new ask what the one before them does. What is read `plainly` is
-    nothing at first.
+    and the adapter has a joint gate, those that are new ask what the one before them does. What is read `plainly`, and
+    what is chosen of a table beside it, is nothing at first.
 
     Raises:
         DataError: the heads that are wanted are not those that there are and as many beside each, the rank is
@@ -161,6 +163,9 @@ def extended(memory: DeltaMemory, wanted: DeltaMemConfig, readers: int = 1, plai
     if wanted.joint_gate and memory.config.corrections != "last":
         raise DataError("--joint-steps need an adapter whose corrections go to the last layer, and this one's do not")
     given["plain_read"] = plainly or memory.config.plain_read
+    given |= {"choices": memory.config.choices, "choice_rank": memory.config.choice_rank}
+    if plainly and not memory.config.choices:
+        given |= {"choices": _CHOICES, "choice_rank": _CHOICE_RANK}
     if given["plain_read"] and not given["joint_gate"]:
         raise DataError(
             "--begin-steps are for an adapter with a gate that all layers share; give --joint-steps as well"

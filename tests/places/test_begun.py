@@ -43,6 +43,11 @@ def said(memory: DeltaMemory, bank: Bank, hidden: torch.Tensor, residuals: torch
         return Tail(memory)(layers.bent(hidden, residuals, states, rows), bank.candidates).float()
 
 
+def moved_by(now: torch.Tensor, was: torch.Tensor) -> float:
+    """How far what is said has moved, mean KL of log-probabilities (n, tokens)."""
+    return float((was.exp() * (was - now)).sum(-1).mean())
+
+
 def test_beginnings_are_learnt_and_nothing_else_moves(memory: DeltaMemory, bank: Bank) -> None:
     before = {name: tensor.clone() for name, tensor in memory.adapter.state_dict().items()}
     wanted = torch.searchsorted(bank.candidates, bank.opening_targets)
@@ -52,9 +57,6 @@ def test_beginnings_are_learnt_and_nothing_else_moves(memory: DeltaMemory, bank:
         begun = F.cross_entropy(said(memory, bank, bank.openings, bank.opening_residuals), wanted)
         told, idle = ((bank.places, bank.residuals), (bank.idle, bank.idle_residuals))
         return float(begun), *(said(memory, bank, *of).log_softmax(-1) for of in (told, idle))
-
-    def moved_by(now: torch.Tensor, was: torch.Tensor) -> float:
-        return float((was.exp() * (was - now)).sum(-1).mean())
 
     begun, *others = seen()
     heard: list[str] = []

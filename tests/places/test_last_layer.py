@@ -201,6 +201,53 @@ def test_what_is_read_plainly_is_heard_wherever_a_reader_is(ids: Callable[..., t
         DeltaMemConfig(plain_read=True, **OPTIONS)
 
 
+def test_one_of_a_table_is_chosen_and_heard_wherever_a_reader_is(ids: Callable[..., torch.Tensor]) -> None:
+    """The definition, by hand: a softmax of all layers' entries and of none, as far as all readers are heard."""
+    model = make_model()
+    memory = make_memory(model, joint_gate=True, plain_read=True, choices=3, choice_rank=5, **OPTIONS)
+    tokens = ids(1, 40, 1)
+    padding = torch.arange(40)[None] < 3
+    layers: list[Any] = list(memory.adapter)
+    added: list[torch.Tensor] = []
+    handle = model.model.layers[-1].self_attn.register_forward_hook(lambda _m, _a, out: added.append(out[0]))
+
+    def said() -> torch.Tensor:
+        with memory.reading(padding=padding):
+            model(input_ids=tokens)
+        return added.pop()
+
+    with torch.no_grad():
+        seen = entering(memory, tokens)
+        frozen = added.pop()
+        asked, opened, logits = torch.zeros(1, 40, 5), torch.zeros(1, 40), []
+        for i, layer in enumerate(layers):
+            layer.joint_gate_bias.fill_(0.0)
+            layer.joint_gate_proj.normal_(std=0.2)
+            opened += layer.joint_logits(seen[i])[..., 0]
+            asked += seen[i] @ layer.choice_proj.normal_(std=0.3).T
+        opened = ((1 + opened) / 2).clamp(0, 1) * ~padding
+        without = said()
+        for layer in layers:
+            logits.append(asked @ layer.choice_keys.normal_().T + layer.choice_bias.normal_(-4.0))
+        each = torch.cat([*logits, torch.zeros(1, 40, 1)], dim=-1).exp()
+        each = each / each.sum(-1, keepdim=True)
+        assert each[..., -1].min() < 0.05 and each[..., -1].max() > 0.3
+        values = torch.cat([layer.choice_values.normal_() for layer in layers], dim=1)
+        expected = opened[..., None] * (each[..., :-1] @ values.T)
+        found = said()
+        handle.remove()
+        hidden = torch.stack([seen[i][0, 3:] for i in range(len(layers))])
+        rows = torch.zeros(37, dtype=torch.long)
+        bent = Stacked(layers).bent(hidden, torch.zeros(37, 48), memory.state.tensor, rows)
+    torch.testing.assert_close(found - without, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(bent, (found - frozen)[0, 3:], atol=1e-5, rtol=1e-5)
+    for bad in ({"choices": 3}, {"choice_rank": 3}, {"choices": -1, "choice_rank": -1}):
+        with pytest.raises(ConfigError, match="choice_rank"):
+            DeltaMemConfig(joint_gate=True, plain_read=True, **bad, **OPTIONS)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="plain_read"):
+        DeltaMemConfig(joint_gate=True, choices=3, choice_rank=3, **OPTIONS)
+
+
 def test_what_goes_to_the_last_layer_is_o_alone() -> None:
     for options in ({"delta_heads": ("q", "o")}, {"delta_heads": ("o",), "delta_o_rmsnorm": True}):
         with pytest.raises(ConfigError, match="corrections last"):

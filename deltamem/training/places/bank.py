@@ -21,6 +21,8 @@ _ROWS = (
     "opening_begins",
     "opening_numbers",
     "opening_relatives",
+    "opening_starts",
+    "opening_alone",
     "idle_residuals",
     "idle_begins",
     "idle_unseen",
@@ -111,6 +113,9 @@ class Bank:
         opening_begins: (n,) of `openings`, true for the first few of a reply.
         opening_numbers: (n,) of `openings`, true for those of a reply about a number.
         opening_relatives: (n,) of `openings`, true for those of a reply about somebody close to one.
+        opening_starts: (n,) of `openings`, true where a sentence of a reply begins.
+        opening_alone: (n,) of `openings`, true for those of a reply about what one tells of oneself, of a relation that
+            stands alone: neither a number nor one of a family, whose replies differ in a noun.
         idle: tokens of ordinary talk after which the frozen backbone is to be left alone.
         idle_residuals: their residuals.
         idle_begins: (n,) of `idle`, true for the first few of a reply.
@@ -140,6 +145,8 @@ class Bank:
     opening_begins: Tensor
     opening_numbers: Tensor
     opening_relatives: Tensor
+    opening_starts: Tensor
+    opening_alone: Tensor
     idle: Tensor
     idle_residuals: Tensor
     idle_begins: Tensor

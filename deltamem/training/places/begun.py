@@ -7,6 +7,7 @@ layers together know it from fewer ways to ask than queries do, which have lengt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -85,7 +86,12 @@ def fit_beginnings(memory: DeltaMemory, bank: Bank, steps: int, seed: int = 0, r
     beginning = Beginning(memory, bank, seed, report)
     was = torch.stack([layer.plain_read_proj.detach() for layer in delta_layers(memory)])
     moved = torch.zeros_like(was, requires_grad=True)
-    descend([moved], lambda: beginning.loss_of(was, moved), steps, "learning how replies begin", report)
+
+    def loss() -> Tensor:
+        now = Stacked(delta_layers(memory), {"plain_read_proj": was + moved / beginning.spread})
+        return beginning.loss_of(now) + _DECAY * moved.square().sum()
+
+    descend([moved], loss, steps, "learning how replies begin", report)
     with torch.no_grad():
         for layer, own in zip(delta_layers(memory), was + moved / beginning.spread, strict=True):
             layer.plain_read_proj.copy_(own)
@@ -99,16 +105,24 @@ class Beginning(Asking):
         bank: what its layers see.
         seed: of everything random.
         report: called with what is being done and the share done.
+        without: names of tensors without which what is added besides is worked out.
 
     Attributes:
         spread: (layers, 1, hidden size), of what openings see.
     """
 
-    def __init__(self, memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report | None = None) -> None:
+    def __init__(
+        self,
+        memory: DeltaMemory,
+        bank: Bank,
+        seed: int = 0,
+        report: Report | None = None,
+        without: Sequence[str] = ("plain_read_proj",),
+    ) -> None:
         super().__init__(memory, bank, seed)
         self._layers, self._report = delta_layers(memory), report
-        plain = torch.zeros_like(torch.stack([layer.plain_read_proj.detach() for layer in self._layers]))
-        self._without = Stacked(self._layers, {"plain_read_proj": plain})
+        there = {name: torch.stack([getattr(layer, name).detach() for layer in self._layers]) for name in without}
+        self._without = Stacked(self._layers, {name: torch.zeros_like(own) for name, own in there.items()})
         some = some_of(bank.openings.shape[1], _SAMPLE, self._generator)
         self.spread = bank.openings[:, some].float().std(1, keepdim=True).clamp_min(1e-3)
         words = ~bank.opening_numbers & ~bank.opening_relatives
@@ -123,15 +137,14 @@ class Beginning(Asking):
             idle = torch.cat([idle[len(begins) :], begins])
             self._idle = self._looked_at(bank.idle, bank.idle_residuals, idle, states)
 
-    def loss_of(self, was: Tensor, moved: Tensor) -> Tensor:
+    def loss_of(self, now: Stacked) -> Tensor:
         """Of one step: cross-entropy of how replies begin, the KL to what was said of histories and, in ordinary talk,
-        to the frozen backbone, and a little of the squared change.
+        to the frozen backbone.
 
         Args:
-            was: (layers, H * r, hidden size), what is read plainly until then.
-            moved: the same, its change for hidden states of unit variance.
+            now: the layers as they are in this step.
         """
-        bank, now = self._bank, Stacked(self._layers, {"plain_read_proj": was + moved / self.spread})
+        bank = self._bank
         some = torch.cat([of[some_of(len(of), count, self._generator)] for count, of in self._sorts])
         places = some_of(len(self._places.numbers), _PLACES, self._generator)
         targets = bank.opening_targets[some]
@@ -140,7 +153,7 @@ class Beginning(Asking):
         found = self._said_there(now, self._places, places, among)
         with torch.no_grad():
             said = self._said_there(self._before, self._places, places, among, noise=False)
-        loss = loss + _KEPT * divergence(found, said) / len(places) + _DECAY * moved.square().sum()
+        loss = loss + _KEPT * divergence(found, said) / len(places)
         if not len(self._idle.numbers):
             return loss
         idle = some_of(len(self._idle.numbers), _IDLE, self._generator)
@@ -154,8 +167,16 @@ class Beginning(Asking):
         x = seen.hidden[:, seen.numbers[some]].to(now.device).float()
         if noise:
             x = noisy(x, _NOISIER * self.spread, self._generator)
-        added = now.corrections(now.plainly(x)) * seen.heard[some, None]
-        return among.logits(self._tail, seen.residuals[some] + added)
+        residuals = self._opened(seen, some) if seen is self._openings else seen.residuals[some]
+        return among.logits(self._tail, residuals + self._adds(now, x) * seen.heard[some, None])
+
+    def _adds(self, now: Stacked, x: Tensor) -> Tensor:
+        """What is learnt, at places x, where it is heard in full, (n, hidden size)."""
+        return now.corrections(now.plainly(x))
+
+    def _opened(self, seen: Seen, some: Tensor) -> Tensor:
+        """Residuals of some of the openings, with all else that is added."""
+        return seen.residuals[some]
 
     def _histories(self) -> tuple[Seen, Tensor]:
         """Places of histories and of replies to statements, and states that histories left, (layers, B, H, r, r)."""

@@ -15,7 +15,7 @@ from deltamem.episodes.batches import ReadBatch, read_batch, text_batch, write_b
 from deltamem.episodes.episode import Episode, Question
 from deltamem.episodes.numbers import is_number
 from deltamem.episodes.passes import Passes
-from deltamem.episodes.relation_data import is_of_relatives
+from deltamem.episodes.relation_data import is_of_relatives, stands_alone
 from deltamem.key_pairs import lent
 from deltamem.training.places.bank import Bank, Fact, Topic
 from deltamem.training.places.tail import Tail
@@ -30,7 +30,8 @@ _OTHERS_AFTER = 0.3
 """The same of those right after a value, as the "and" of "My cat is called Misty and I work as a nurse."."""
 _BEGINS = 3
 """Tokens of a reply that count as its beginning."""
-_MARKS_BESIDES = ("opening_begins", "opening_numbers", "opening_relatives", "idle_begins", "idle_unseen")
+_SORTS = {"opening_numbers": is_number, "opening_relatives": is_of_relatives, "opening_alone": stands_alone}
+_MARKS_BESIDES = ("opening_begins", *_SORTS, "opening_starts", "idle_begins", "idle_unseen")
 _MARKS = ("targets", "values", "begun", *_MARKS_BESIDES)
 _LIKELY = 8
 """Of the tokens that the frozen backbone thinks likeliest at a value's place, so many count as candidates."""
@@ -154,7 +155,8 @@ class Collector:
         self._read("openings", batch, kept)
         self._marks["begun"].append(batch.targets[kept])
         self._marks["opening_begins"].append(_first_few(kept))
-        for mark, is_of in (("opening_numbers", is_number), ("opening_relatives", is_of_relatives)):
+        self._marks["opening_starts"].append((_first(kept) | self._begins_sentence(batch.targets, kept))[kept])
+        for mark, is_of in _SORTS.items():
             of = torch.tensor([is_of(question.topic) for question in questions])
             self._marks[mark].append(of[kept.nonzero()[:, 0]])
 
@@ -246,6 +248,8 @@ class Collector:
             begins["opening_begins"],
             begins["opening_numbers"],
             begins["opening_relatives"],
+            begins["opening_starts"],
+            begins["opening_alone"],
             hidden["idle"],
             residuals["idle"],
             begins["idle_begins"],
@@ -254,6 +258,11 @@ class Collector:
             max(self._unsaid, key=self._unsaid.__getitem__, default=int(candidates[0])),
             [f for f in self._stock if f.told],
         )
+
+
+def _first(kept: Tensor) -> Tensor:
+    """The first kept place of each reply, (N, K)."""
+    return kept & (kept.cumsum(1) == 1)
 
 
 def _first_few(kept: Tensor) -> Tensor:

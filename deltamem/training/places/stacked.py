@@ -8,6 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from deltamem.choices import chosen
 from deltamem.key_pairs import lendable, paired
 from deltamem.layer import DeltaLayer, read_gate_above, unit
 from deltamem.readers import Reader, later_readers, shares_of
@@ -159,13 +160,26 @@ class Stacked:
         found = [one.reads(x, states, by_row) for one in readers]
         if self.config.plain_read:
             found.append(self.plainly(x))
-        return residuals.to(self.device).float() + self.added(x, *found)
+        bent = residuals.to(self.device).float() + self.added(x, *found)
+        return bent + self.shares(x)[:, -1:] * self.chosen(x) if self.config.choices else bent
 
     def plainly(self, x: Tensor) -> Tensor:
         """What places x read without a query, (N, layers, H, r), with a `plain_read`."""
         heads = self.config.num_state_heads
         reads: Tensor = self._product(x, "plain_read_proj").unflatten(-1, (heads, -1)).transpose(0, 1)
         return reads
+
+    def chosen(self, x: Tensor) -> Tensor:
+        """What is chosen for places x of the table of all layers, (N, hidden size), where there is one."""
+        return chosen(self.asked(x), *self._table())
+
+    def asked(self, x: Tensor) -> Tensor:
+        """What an entry of the table is looked up by at places x, (N, choice_rank)."""
+        return self._product(x, "choice_proj").sum(0)
+
+    def _table(self) -> tuple[Tensor, Tensor, Tensor]:
+        keys, bias = self._all("choice_keys").flatten(0, 1), self._all("choice_bias").flatten()
+        return keys, bias, self._all("choice_values").transpose(0, 1).flatten(1)
 
     def _of(self, reader: Reader) -> Stacked:
         """The same layers with what a later reader asks with in the place of the first's."""
