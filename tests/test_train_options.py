@@ -56,7 +56,9 @@ def test_gates_and_reading_alone_go_on_with_an_adapter() -> None:
     assert erasing.config.learned_erase and erasing.recipe.only_erasing
     assert not replace(erasing.recipe, say_steps=5).only_erasing, "values are said in replies"
     begun = chosen_preset(options_of(start="x", recipe={"steps": 0, "read_steps": 0, "begin_steps": 9}))
-    assert begun.recipe.ends_on_places and begun.recipe.scale("plain_read_proj") == 0
+    assert (
+        begun.recipe.ends_on_places and begun.recipe.scale("plain_read_proj") == begun.recipe.scale("choice_keys") == 0
+    )
     recipe = chosen_preset(options_of(start="x", recipe={"keep_writing": True, "begin_steps": 9})).recipe
     assert recipe.scale("memory_k_proj") == recipe.scale("memory_v_proj") == recipe.scale("beta_bias") == 0
     assert recipe.scale("erase_proj") == 0
@@ -179,6 +181,9 @@ def test_what_is_read_plainly_is_nothing_at_first_and_takes_a_joint_gate(ids: Ca
     with pytest.raises(DataError, match="read plainly"):
         extended(memory, replace(joint, rank=16), plainly=True)
     wider = extended(memory, joint, plainly=True)
-    assert wider.config.plain_read and extended(wider, DeltaMemConfig()) is wider
+    assert wider.config.plain_read and wider.config.choices and wider.config.choice_rank
+    assert extended(wider, DeltaMemConfig()) is wider
+    there = make_memory(make_model(), **last, joint_gate=True, plain_read=True, choices=2, choice_rank=3)
+    assert extended(there, DeltaMemConfig(), plainly=True) is there, "a table that is there is kept"
     with wider.writing(), torch.no_grad():
         assert torch.equal(model(input_ids=ids(1, 9)).logits, expected)

@@ -61,8 +61,8 @@ class Recipe:
         chat_steps: steps in which a second reader learns what is asked in the chat in which it was told, after those;
             nothing that is written changes.
         people_steps: steps in which a third reader learns what people close to one do and are, after those.
-        begin_steps: steps in which what is read plainly alone learns in what words replies begin, last of all, where
-            there is a joint gate; nothing that is written changes.
+        begin_steps: steps in which what is read plainly alone learns in what words replies begin, and as many in which
+            a table beside it does, last of all, where there is a joint gate; nothing that is written changes.
         new_keys: keys and queries of the adapter a run begins with begin anew, as fitted ones, where corrections go to
             the last layer; the rest goes on.
         keep_writing: no step changes keys, values or write gates: what was written by the adapter a run began with
@@ -198,7 +198,7 @@ class Recipe:
             return 0.0
         if name.startswith("joint_gate"):
             return 0.0  # a clamp has no gradient where it is open, as it is at first; it is learnt on its own
-        if name.startswith("plain_read"):
+        if name.startswith(("plain_read", "choice")):
             return 0.0  # nothing of how replies begin is in those steps
         if name in ("memory_q_proj", "memory_k_proj", "memory_base_proj"):
             return self.fitted_rate

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from deltamem.choices import shares_of_entries
 from deltamem.errors import DataError

@@ -206,13 +206,14 @@ def test_steps_on_places_learn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def alone(
-    tmp_path: Path, people: SyntheticPeople, besides: tuple[str, ...] = (), **recipe: int
+    tmp_path: Path, people: SyntheticPeople, besides: tuple[str, ...] = (), choices: int = 0, **recipe: int
 ) -> tuple[Trainer, list[str], set[str]]:
     """A run of steps on their own, what it said that it does, and which weights it changed; `besides` are options that
-    its adapter has as well.
+    its adapter has as well, and `choices` how many it has of a table.
     """
     people.families, people.singles = [], people.relations
-    memory = make_memory(make_model().requires_grad_(False), **OPTIONS, **dict.fromkeys(besides, True))
+    options = OPTIONS | dict.fromkeys(besides, True) | ({"choices": choices, "choice_rank": choices} if choices else {})
+    memory = make_memory(make_model().requires_grad_(False), **options)
     before = {name: tensor.clone() for name, tensor in memory.adapter_tensors().items()}
     passes, said = Passes(memory, ChatFormat.of(make_tokenizer())), []
     chosen = Recipe(steps=0, cached_steps=0, bank=8, ordinary=1, reply_tokens=2, **recipe)
@@ -257,6 +258,10 @@ def test_how_replies_begin_can_be_all_that_is_learnt(tmp_path: Path) -> None:
     _, said, moved = alone(tmp_path, few_people(), ("joint_gate", "plain_read"), begin_steps=5)
     assert said[-1] == "learning how replies begin" and "reading how replies begin" in said
     assert moved == {"plain_read_proj"}
+    people, both = few_people(), ("joint_gate", "plain_read")
+    _, said, moved = alone(tmp_path / "chosen", people, both, choices=4, begin_steps=5)
+    assert said.index("learning how replies begin") < said.index("learning to choose how replies begin")
+    assert moved == {"plain_read_proj", "choice_proj", "choice_keys", "choice_bias", "choice_values"}
 
 
 def test_what_is_erased_can_be_all_that_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

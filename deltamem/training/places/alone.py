@@ -10,6 +10,7 @@ from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.begun import fit_beginnings
 from deltamem.training.places.chats import fit_chats
+from deltamem.training.places.choosing import fit_choices
 from deltamem.training.places.erasing import fit_erasing
 from deltamem.training.places.gates import fit_gates
 from deltamem.training.places.joint import fit_joint_gate
@@ -48,3 +49,5 @@ def fit_at_the_end(memory: DeltaMemory, bank: Bank, recipe: Recipe, report: Repo
         fit_people(memory, bank, recipe.people_steps, recipe.seed, report)
     if recipe.begin_steps:
         fit_beginnings(memory, bank, recipe.begin_steps, recipe.seed, report)
+        if memory.config.choices:
+            fit_choices(memory, bank, recipe.begin_steps, recipe.seed, report)
