@@ -18,7 +18,7 @@ def test_it_solves_the_normal_equations(monkeypatch: pytest.MonkeyPatch, widest:
     x, y = torch.randn(150, 90, generator=generator), torch.randn(150, 4, generator=generator)
     x[:, 3] += 2
     counts = torch.rand(150, generator=generator) + 0.1
-    found = regress(x.__getitem__, y.__getitem__, counts, 0.05, torch.Generator().manual_seed(1))
+    found = regress(x.__getitem__, y.__getitem__, counts, 0.05, torch.Generator().manual_seed(1), "")
     if widest < 90:
         taken = torch.randperm(150, generator=torch.Generator().manual_seed(1))[:widest]
         x, y, counts = x[taken], y[taken], counts[taken]

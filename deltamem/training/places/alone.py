@@ -13,6 +13,7 @@ from deltamem.training.places.chats import fit_chats
 from deltamem.training.places.choosing import fit_choices
 from deltamem.training.places.erasing import fit_erasing
 from deltamem.training.places.gates import fit_gates
+from deltamem.training.places.hearing import fit_hearing
 from deltamem.training.places.joint import fit_joint_gate
 from deltamem.training.places.keys import fit_keys
 from deltamem.training.places.numbers import fit_numbers
@@ -51,3 +52,5 @@ def fit_at_the_end(memory: DeltaMemory, bank: Bank, recipe: Recipe, report: Repo
         fit_beginnings(memory, bank, recipe.begin_steps, recipe.seed, report)
         if memory.config.choices:
             fit_choices(memory, bank, recipe.begin_steps, recipe.seed, report)
+        if bank.idle.shape[1]:
+            fit_hearing(memory, bank, recipe.seed, report)

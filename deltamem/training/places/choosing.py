@@ -132,7 +132,7 @@ class Choosing(Beginning):
             return F.one_hot(which[numbers], count + 1)[:, :count].to(self.spread)
 
         counts = torch.where(which < count, 1.0, _WEAKLY)
-        found = regress(seen, wanted, counts, _RIDGE, self._generator, self._report)
+        found = regress(seen, wanted, counts, _RIDGE, self._generator, "reading how replies go on", self._report)
         sample = torch.randperm(len(which), generator=self._generator)[:_SAMPLE].split(_CHUNK)
         said = torch.cat([(seen(numbers) - found.seen) @ found.weights for numbers in sample])
         rank = min(config.choice_rank, count)

@@ -35,6 +35,7 @@ def regress(
     counts: Tensor,
     ridge: float,
     generator: torch.Generator,
+    what: str,
     report: Report | None = None,
 ) -> Regression:
     """Least squares with a ridge, by normal equations: 15,000 numbers of 70,000 places take six minutes of a core.
@@ -45,7 +46,8 @@ def regress(
         counts: (places,), how much each counts for.
         ridge: added to the diagonal, relative to its mean.
         generator: says which places are taken where what is seen is wider than what is taken.
-        report: called with what is being done and the share done.
+        what: is being done, for `report`.
+        report: called with that and the share done.
     """
     some = torch.arange(len(counts))
     first = seen(some[:1])
@@ -72,7 +74,7 @@ def regress(
         square.addmm_(x.T, x)
         product.addmm_(x.T, y)
         if report is not None:
-            report("reading how replies go on", n / len(parts))
+            report(what, n / len(parts))
     square.diagonal().add_(ridge * float(square.diagonal().mean()))
     return Regression(_solved(square, product), mean, usual)
 
