@@ -30,7 +30,7 @@ _OTHERS_AFTER = 0.3
 """The same of those right after a value, as the "and" of "My cat is called Misty and I work as a nurse."."""
 _BEGINS = 3
 """Tokens of a reply that count as its beginning."""
-_SORTS = {"opening_numbers": is_number, "opening_relatives": is_of_relatives, "opening_alone": stands_alone}
+_SORTS = ("opening_numbers", "opening_relatives", "opening_alone")
 _MARKS_BESIDES = ("opening_begins", *_SORTS, "opening_starts", "idle_begins", "idle_unseen")
 _MARKS = ("targets", "values", "begun", *_MARKS_BESIDES)
 _LIKELY = 8
@@ -156,7 +156,7 @@ class Collector:
         self._marks["begun"].append(batch.targets[kept])
         self._marks["opening_begins"].append(_first_few(kept))
         self._marks["opening_starts"].append((_first(kept) | self._begins_sentence(batch.targets, kept))[kept])
-        for mark, is_of in _SORTS.items():
+        for mark, is_of in zip(_SORTS, (is_number, is_of_relatives, stands_alone), strict=True):
             of = torch.tensor([is_of(question.topic) for question in questions])
             self._marks[mark].append(of[kept.nonzero()[:, 0]])
 
