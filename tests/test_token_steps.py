@@ -111,25 +111,15 @@ CONFIGS = {
     "one layer": DeltaMemConfig(target_layers=(1,), output_init="random"),
 }
 
+PARTS = ("beta", "lambda", "read_gate", "second_read_gate", "third_read_gate", "base", "erase", "plain", "choice")
+
 
 def lively(memory: DeltaMemory) -> None:
     """Weights at which every part shows."""
     torch.manual_seed(1)
     for layer in memory.adapter:
         for name, parameter in layer.named_parameters():
-            if name.startswith(
-                (
-                    "beta",
-                    "lambda",
-                    "read_gate",
-                    "second_read_gate",
-                    "third_read_gate",
-                    "base",
-                    "erase",
-                    "plain",
-                    "choice",
-                )
-            ):
+            if name.startswith(PARTS):
                 nn.init.normal_(parameter, std=0.5)
             elif name.startswith(("joint", "second_joint", "third_joint", "route", "third_route")):
                 nn.init.normal_(parameter, std=0.1)

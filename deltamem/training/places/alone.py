@@ -1,6 +1,6 @@
 """What is trained on its own: before the first step on places keys, what is said of what they find, gates, and what is
 erased; after the last one the joint gate, how memory is read, numbers, what is asked in a chat, what people close to
-one do and are, and in what words replies begin.
+one do and are, in what words replies begin, and where memory is heard.
 """
 
 from __future__ import annotations

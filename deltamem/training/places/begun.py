@@ -121,8 +121,8 @@ class Beginning(Asking):
     ) -> None:
         super().__init__(memory, bank, seed)
         self._layers, self._report = delta_layers(memory), report
-        there = {name: torch.stack([getattr(layer, name).detach() for layer in self._layers]) for name in without}
-        self._without = Stacked(self._layers, {name: torch.zeros_like(own) for name, own in there.items()})
+        zeros = {n: torch.stack([torch.zeros_like(getattr(layer, n)) for layer in self._layers]) for n in without}
+        self._without = Stacked(self._layers, zeros)
         some = some_of(bank.openings.shape[1], _SAMPLE, self._generator)
         self.spread = bank.openings[:, some].float().std(1, keepdim=True).clamp_min(1e-3)
         words = ~bank.opening_numbers & ~bank.opening_relatives
@@ -167,15 +167,14 @@ class Beginning(Asking):
         x = seen.hidden[:, seen.numbers[some]].to(now.device).float()
         if noise:
             x = noisy(x, _NOISIER * self.spread, self._generator)
-        residuals = self._opened(seen, some) if seen is self._openings else seen.residuals[some]
-        return among.logits(self._tail, residuals + self._adds(now, x) * seen.heard[some, None])
+        return among.logits(self._tail, self._residuals(seen, some) + self._adds(now, x) * seen.heard[some, None])
 
     def _adds(self, now: Stacked, x: Tensor) -> Tensor:
         """What is learnt, at places x, where it is heard in full, (n, hidden size)."""
         return now.corrections(now.plainly(x))
 
-    def _opened(self, seen: Seen, some: Tensor) -> Tensor:
-        """Residuals of some of the openings, with all else that is added."""
+    def _residuals(self, seen: Seen, some: Tensor) -> Tensor:
+        """Of some of the places, with all else that is added."""
         return seen.residuals[some]
 
     def _histories(self) -> tuple[Seen, Tensor]:

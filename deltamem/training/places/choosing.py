@@ -21,7 +21,7 @@ from deltamem.memory import DeltaMemory
 from deltamem.training.places.bank import Bank, Report
 from deltamem.training.places.begun import Beginning, Seen
 from deltamem.training.places.descent import descend
-from deltamem.training.places.ridge import regress
+from deltamem.training.places.ridge import regress, side_by_side
 from deltamem.training.places.stacked import Stacked
 from deltamem.training.warm_start import delta_layers
 
@@ -111,7 +111,8 @@ class Choosing(Beginning):
         super().__init__(memory, bank, seed, report, without=("choice_values",))
         with torch.no_grad():
             parts = bank.openings.split(_CHUNK, dim=1)
-            self._plain = torch.cat([self._without.corrections(self._without.plainly(self._wide(x))) for x in parts])
+            wide = (x.to(self._without.device).float() for x in parts)
+            self._plain = torch.cat([self._without.corrections(self._without.plainly(x)) for x in wide])
 
     def begin(self, ways: Ways) -> tuple[Tensor, Tensor]:
         """Set what entries are looked up by, and give the keys (layers, choices, k) and biases (layers, choices) to
@@ -119,14 +120,11 @@ class Choosing(Beginning):
         """
         config, layers = self._layers[0].config, len(self._layers)
         bank, device = self._bank, self.spread.device
-        values, openings, count = bank.values.nonzero()[:, 0], len(ways.which), len(ways.counts)
-        which = torch.cat([ways.which, torch.full((len(values),), count)])
+        parts, count = (bank.openings, bank.places[:, bank.values.to(bank.places.device)]), len(ways.counts)
+        which = torch.cat([ways.which, torch.full((parts[1].shape[1],), count)])
 
         def seen(numbers: Tensor) -> Tensor:
-            """Hidden states of all layers side by side, by their spread."""
-            opened, later = numbers[numbers < openings], numbers[numbers >= openings] - openings
-            x = torch.cat([self._wide(bank.openings[:, opened]), self._wide(bank.places[:, values[later]])], dim=1)
-            return (x / self.spread).transpose(0, 1).flatten(1)
+            return side_by_side(parts, numbers, self.spread)
 
         def wanted(numbers: Tensor) -> Tensor:
             return F.one_hot(which[numbers], count + 1)[:, :count].to(self.spread)
@@ -134,7 +132,7 @@ class Choosing(Beginning):
         counts = torch.where(which < count, 1.0, _WEAKLY)
         found = regress(seen, wanted, counts, _RIDGE, self._generator, "reading how replies go on", self._report)
         sample = torch.randperm(len(which), generator=self._generator)[:_SAMPLE].split(_CHUNK)
-        said = torch.cat([(seen(numbers) - found.seen) @ found.weights for numbers in sample])
+        said = torch.cat([(seen(numbers.sort().values) - found.seen) @ found.weights for numbers in sample])
         rank = min(config.choice_rank, count)
         # The directions in which what it says of places differs most.
         best = torch.linalg.eigh(said.T @ said).eigenvectors.flip(1)[:, :rank]
@@ -150,14 +148,14 @@ class Choosing(Beginning):
                 layer.choice_proj.zero_()[:rank] = own.T / spread
         return keys.unflatten(0, (layers, -1)), bias.unflatten(0, (layers, -1))
 
-    def _wide(self, x: Tensor) -> Tensor:
-        return x.to(self._without.device).float()
-
     def _adds(self, now: Stacked, x: Tensor) -> Tensor:
         return now.chosen(x)
 
-    def _opened(self, seen: Seen, some: Tensor) -> Tensor:
-        """With what another one reads plainly in place of its own, at some of them."""
-        residuals, mine = super()._opened(seen, some), self._plain[some]
+    def _residuals(self, seen: Seen, some: Tensor) -> Tensor:
+        """Those of openings with what another one reads plainly in place of its own."""
+        residuals = super()._residuals(seen, some)
+        if seen is not self._openings:
+            return residuals
+        mine = self._plain[some]
         others = self._plain[self._any(len(self._plain), len(some))]
         return residuals + (others - mine) * seen.heard[some, None]

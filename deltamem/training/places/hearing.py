@@ -14,7 +14,7 @@ from deltamem.errors import DataError
 from deltamem.memory import DeltaMemory
 from deltamem.readers import later_readers
 from deltamem.training.places.bank import Bank, Report
-from deltamem.training.places.ridge import regress
+from deltamem.training.places.ridge import regress, side_by_side
 from deltamem.training.warm_start import delta_layers
 
 _RIDGE = 1e-2
@@ -48,18 +48,13 @@ def fit_hearing(memory: DeltaMemory, bank: Bank, seed: int = 0, report: Report |
     parts = (bank.openings, bank.places, bank.idle)
     ends = torch.tensor([part.shape[1] for part in parts]).cumsum(0)
     device = layers[0].joint_gate_proj.device
-    some = torch.randint(int(ends[-1]), (_SAMPLE,), generator=generator)
-
-    def hidden(numbers: Tensor) -> Tensor:
-        """(layers, n, hidden size), in the order of numbers, which are sorted."""
-        begins = torch.cat([ends.new_zeros(1), ends])
-        each = [numbers[(numbers >= a) & (numbers < b)] - a for a, b in zip(begins, ends, strict=False)]
-        return torch.cat([part[:, own].to(device).float() for part, own in zip(parts, each, strict=True)], dim=1)
-
-    spread = hidden(some.sort().values).std(1, keepdim=True).clamp_min(1e-3)
+    some = torch.randint(int(ends[-1]), (_SAMPLE,), generator=generator).sort().values
+    as_it_is = torch.ones(len(layers), 1, bank.idle.shape[2], device=device)
+    sample = side_by_side(parts, some, as_it_is).std(0).clamp_min(1e-3)
+    spread = sample.unflatten(0, (len(layers), 1, -1))
 
     def seen(numbers: Tensor) -> Tensor:
-        return (hidden(numbers) / spread).transpose(0, 1).flatten(1)
+        return side_by_side(parts, numbers, spread)
 
     def wanted(numbers: Tensor) -> Tensor:
         return torch.where(numbers < ends[1], 1.0, -1.0)[:, None].to(device)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -77,6 +77,22 @@ def regress(
             report(what, n / len(parts))
     square.diagonal().add_(ridge * float(square.diagonal().mean()))
     return Regression(_solved(square, product), mean, usual)
+
+
+def side_by_side(parts: Sequence[Tensor], numbers: Tensor, spread: Tensor) -> Tensor:
+    """What all layers see of places, one layer after the other, (n, layers * hidden size), relative to its `spread`.
+
+    Args:
+        parts: hidden states (layers, n, hidden size); places are numbered on from one to the next.
+        numbers: of some of the places, sorted.
+        spread: (layers, 1, hidden size).
+    """
+    found, begin = [], 0
+    for part in parts:
+        own = numbers[(numbers >= begin) & (numbers < begin + part.shape[1])] - begin
+        found.append(part[:, own.to(part.device)].to(spread.device).float())
+        begin += part.shape[1]
+    return (torch.cat(found, dim=1) / spread).transpose(0, 1).flatten(1)
 
 
 def _solved(square: Tensor, product: Tensor) -> Tensor:
