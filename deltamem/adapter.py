@@ -7,6 +7,7 @@ import json
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.errors import AdapterError, ConfigError, shown
 from deltamem.layer import DeltaLayer
 from deltamem.paths import user_path
+from deltamem.shared_tensors import SHARED_FILE, held_by_others, shared_tensors
 
 CONFIG_FILE = "delta_mem_config.json"
 NATIVE_FILE = "delta_mem_adapter.safetensors"
@@ -45,7 +47,7 @@ def load_adapter(name_or_path: str | Path) -> tuple[DeltaMemConfig, dict[str, Te
     native, published = directory / NATIVE_FILE, directory / PUBLISHED_FILE
     try:
         if native.is_file():
-            tensors = load_file(native)
+            tensors = load_file(native) | shared_tensors(directory, NATIVE_FILE, SHIPPED)
         elif published.is_file():
             tensors = torch.load(published, map_location="cpu", weights_only=True)
         else:
@@ -103,9 +105,24 @@ def save_adapter(directory: str | Path, config: DeltaMemConfig, tensors: dict[st
     beside = target / (NATIVE_FILE + ".tmp")
     save_file(tensors, beside, metadata={"format": "deltamem-adapter"})
     beside.replace(target / NATIVE_FILE)
-    beside = target / (CONFIG_FILE + ".tmp")
-    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-    beside.replace(target / CONFIG_FILE)
+    (target / SHARED_FILE).unlink(missing_ok=True)
+    _write_json(target / CONFIG_FILE, config.to_dict())
+
+
+def ship_adapter(name: str, config: DeltaMemConfig, tensors: dict[str, Tensor], others: Sequence[str]) -> None:
+    """Put an adapter into the package, without the tensors that `others`, which ship already, hold."""
+    listed = held_by_others(tensors, others, NATIVE_FILE, SHIPPED)
+    shared = {tensor for names in listed.values() for tensor in names}
+    save_adapter(SHIPPED / name, config, {k: v for k, v in tensors.items() if k not in shared})
+    (SHIPPED / name / NATIVE_FILE).chmod(0o644)  # an installed package is for every user of a machine
+    if listed:
+        _write_json(SHIPPED / name / SHARED_FILE, listed)
+
+
+def _write_json(path: Path, data: Any) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    beside.replace(path)
 
 
 def small_tensors(config: DeltaMemConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from deltamem.adapter import SHIPPED, load_adapter, save_adapter, small_tensors
+from deltamem.adapter import SHIPPED, load_adapter, ship_adapter, shipped_adapters, small_tensors
 
 
 def main(run: str, name: str) -> None:
     """Copy the adapter in directory `run` to `deltamem/adapters/NAME`; its card is to be written by hand."""
     config, tensors = load_adapter(run)
-    save_adapter(SHIPPED / name, config, small_tensors(config, tensors))
+    ship_adapter(name, config, small_tensors(config, tensors), [other for other in shipped_adapters() if other != name])
     print(f"{name}: {sum(p.stat().st_size for p in (SHIPPED / name).iterdir()):,} bytes")
 
 

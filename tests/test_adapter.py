@@ -16,12 +16,16 @@ from deltamem.adapter import (
     CONFIG_FILE,
     NATIVE_FILE,
     PUBLISHED_FILE,
+    SHIPPED,
     adapter_fingerprint,
     load_adapter,
     save_adapter,
+    ship_adapter,
+    shipped_adapters,
     small_tensors,
 )
 from deltamem.errors import AdapterError
+from deltamem.shared_tensors import SHARED_FILE, held_by_others
 from tests.conftest import make_memory, make_model
 
 PARITY = Path(__file__).parent / "parity"
@@ -47,6 +51,60 @@ def test_what_an_adapter_does_not_use_can_be_left_out(tmp_path: Path) -> None:
     again = DeltaMemory.from_pretrained(make_model(), tmp_path).adapter_tensors()
     for key, tensor in whole.items():
         assert torch.equal(again[key], tensor.to(torch.bfloat16).float()), key
+
+
+def two_that_ship(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, torch.Tensor]]:
+    """Adapters "first" and "second" in `shipped`, which differ in one tensor."""
+    monkeypatch.setattr("deltamem.adapter.SHIPPED", shipped)
+    memory = make_memory(make_model(), rank=64)
+    first = memory.adapter_tensors()
+    second = dict(first)
+    changed = min(k for k in first if k.endswith("memory_q_proj"))
+    second[changed] = second[changed] + 1
+    ship_adapter("first", memory.config, first, [])
+    ship_adapter("second", memory.config, second, shipped_adapters())
+    assert set(load_file(shipped / "second" / NATIVE_FILE)) == {changed}
+    return {"first": first, "second": second}
+
+
+def test_adapters_that_ship_hold_a_tensor_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, expected in two_that_ship(tmp_path, monkeypatch).items():
+        found = load_adapter(name)[1]
+        assert found.keys() == expected.keys() and all(torch.equal(found[k], expected[k]) for k in expected)
+    copied = tmp_path / "elsewhere" / "mine"
+    shutil.copytree(tmp_path / "second", copied)
+    assert load_adapter(copied)[1].keys() == load_adapter("second")[1].keys()
+    config, whole = load_adapter("second")
+    save_adapter(copied, config, whole)  # a run that goes on in such a directory holds all of its own
+    shutil.rmtree(tmp_path / "first")
+    assert load_adapter(copied)[1].keys() == whole.keys()
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ("[", "can't be read"),
+        ('["first"]', "can't be read"),
+        ('{"first": "memory_q_proj"}', "can't be read"),
+        ('{"third": ["x"]}', "does not ship with this deltamem"),
+        ('{"../first": ["x"]}', "does not ship with this deltamem"),
+        ('{"first": ["x"]}', "first lacks the tensor"),
+    ],
+)
+def test_shared_tensors_that_are_not_there_are_refused(
+    listed: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_that_ship(tmp_path, monkeypatch)
+    (tmp_path / "second" / SHARED_FILE).write_text(listed)
+    with pytest.raises(AdapterError, match=said):
+        load_adapter("second")
+
+
+def test_no_adapter_of_the_package_stores_what_another_one_has() -> None:
+    names = shipped_adapters()
+    for name in names:
+        own = load_file(SHIPPED / name / NATIVE_FILE)
+        assert not held_by_others(own, [other for other in names if other != name], NATIVE_FILE, SHIPPED), name
 
 
 def test_the_published_layout_and_the_native_one_are_the_same_adapter(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ ORDER = [
     {"state", "token_steps", "side_by_side", "call"},
     {"running"},
     {"told_aside"},
-    {"runtime"},
+    {"runtime", "shared_tensors"},
     {"adapter"},
     {"memory"},
     {"chat_format", "benchmarking"},
