@@ -344,6 +344,9 @@ def test_recall_is_right_when_the_value_is_named_and_no_other() -> None:
     assert recall.score(item, "your dog is called Rex") == {"named": 1.0, "exact": 1.0, "f1": 1.0}
     assert recall.score(item, "It may be Tom or Rex.")["named"] == 0
     assert recall.score(item, "Rex!")["exact"] == 0 and recall.score(item, "Rexford")["named"] == 0
+    works = Item("i", "c", "Who employs me?", ("You work for Holmes.",), value="Holmes", wrong=("work", "Tom"))
+    assert recall.score(works, "You work for Holmes.")["named"] == 1
+    assert recall.score(works, "You work for Tom and Holmes.")["named"] == 0
     both = Item("i", "c", "Food?", ("You like rice and beans.",), value="rice and beans")
     assert recall.score(both, "Beans, and also rice.")["named"] == 1 and recall.score(both, "Rice.")["named"] == 0
     answers = (

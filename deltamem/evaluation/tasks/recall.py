@@ -171,7 +171,9 @@ def score(item: Item, reply: str) -> dict[str, float]:
         unknown = float(says_unknown(reply))
         return {"named": unknown, "exact": unknown, "f1": unknown}
     parts = item.value.split(" and ")
-    named = all(names(reply, part) for part in parts) and not any(names(reply, w) for w in item.wrong)
+    # "You work for Holmes." is right where "work" was told as well, of something else.
+    wrong = [told for told in item.wrong if not names(item.answers[0], told)]
+    named = all(names(reply, part) for part in parts) and not any(names(reply, told) for told in wrong)
     return {"named": float(named), **_whole(item, reply)}
 
 
