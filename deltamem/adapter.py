@@ -19,7 +19,7 @@ from deltamem.config import PROJECTIONS, DeltaMemConfig
 from deltamem.errors import AdapterError, ConfigError, shown
 from deltamem.layer import DeltaLayer
 from deltamem.paths import user_path
-from deltamem.shared_tensors import SHARED_FILE, held_by_others, shared_tensors
+from deltamem.shared_tensors import SHARED_FILE, held_by, shared_tensors
 
 CONFIG_FILE = "delta_mem_config.json"
 NATIVE_FILE = "delta_mem_adapter.safetensors"
@@ -47,7 +47,7 @@ def load_adapter(name_or_path: str | Path) -> tuple[DeltaMemConfig, dict[str, Te
     native, published = directory / NATIVE_FILE, directory / PUBLISHED_FILE
     try:
         if native.is_file():
-            tensors = load_file(native) | shared_tensors(directory, NATIVE_FILE, SHIPPED)
+            tensors = shared_tensors(directory, _weights_of(shipped_adapters())) | load_file(native)
         elif published.is_file():
             tensors = torch.load(published, map_location="cpu", weights_only=True)
         else:
@@ -64,6 +64,11 @@ def load_adapter(name_or_path: str | Path) -> tuple[DeltaMemConfig, dict[str, Te
 def shipped_adapters() -> list[str]:
     """Names of the adapters that come with the package."""
     return sorted(p.parent.name for p in SHIPPED.glob(f"*/{CONFIG_FILE}"))
+
+
+def _weights_of(names: Sequence[str]) -> dict[str, Path]:
+    """The weights files of adapters that ship."""
+    return {name: SHIPPED / name / NATIVE_FILE for name in names}
 
 
 def resolve_adapter(name_or_path: str | Path) -> Path:
@@ -111,7 +116,7 @@ def save_adapter(directory: str | Path, config: DeltaMemConfig, tensors: dict[st
 
 def ship_adapter(name: str, config: DeltaMemConfig, tensors: dict[str, Tensor], others: Sequence[str]) -> None:
     """Put an adapter into the package, without the tensors that `others`, which ship already, hold."""
-    listed = held_by_others(tensors, others, NATIVE_FILE, SHIPPED)
+    listed = held_by(_weights_of(others), tensors)
     shared = {tensor for names in listed.values() for tensor in names}
     save_adapter(SHIPPED / name, config, {k: v for k, v in tensors.items() if k not in shared})
     (SHIPPED / name / NATIVE_FILE).chmod(0o644)  # an installed package is for every user of a machine

@@ -8,7 +8,7 @@ its weights file and are this one's as well.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -22,13 +22,13 @@ _LEAST = 2**16
 """Bytes that another adapter has to hold: a bias or two that are the same by chance are no reason to need it."""
 
 
-def shared_tensors(directory: Path, weights_file: str, shipped: Path) -> dict[str, Tensor]:
+def shared_tensors(directory: Path, holders: Mapping[str, Path]) -> dict[str, Tensor]:
     """Tensors of the adapter in `directory` that others hold; none where it has all of its own.
 
     Args:
         directory: of the adapter.
-        weights_file: name of the file that each adapter has its tensors in.
-        shipped: the directory of adapters that ship.
+        holders: the weights files of adapters that ship, by name. Nothing else can be named: a path would let an
+            adapter take any file there is.
 
     Raises:
         AdapterError: the list, or what it names, can't be read.
@@ -39,43 +39,37 @@ def shared_tensors(directory: Path, weights_file: str, shipped: Path) -> dict[st
         return {}
     except (OSError, ValueError, RecursionError):
         listed = None
-    if not _is_list(listed):
+    if not _is_well_formed(listed):
         raise AdapterError(f"{SHARED_FILE} of adapter {directory.name} can't be read")
     found: dict[str, Tensor] = {}
-    # Names alone: a path would let an adapter name any file there is.
-    there = {path.name: path for path in shipped.iterdir()}
-    for owner, names in listed.items():
-        if owner not in there:
+    for holder, names in listed.items():
+        if holder not in holders:
             raise AdapterError(
-                f"adapter {directory.name} shares tensors with {shown(owner)}, which does not ship with this deltamem; "
-                "install a newer one"
+                f"adapter {directory.name} shares tensors with {shown(holder)}, which does not ship with this "
+                "deltamem; install a newer one"
             )
-        with safe_open(there[owner] / weights_file, "pt") as file:
+        with safe_open(holders[holder], "pt") as file:
             missing = set(names) - set(file.keys())
             if missing:
-                raise AdapterError(f"adapter {owner} lacks the tensor {shown(min(missing))}")
+                raise AdapterError(f"adapter {holder} lacks the tensor {shown(min(missing))}")
             found |= {name: file.get_tensor(name) for name in names}
     return found
 
 
-def held_by_others(
-    tensors: Mapping[str, Tensor], others: Sequence[str], weights_file: str, shipped: Path
-) -> dict[str, list[str]]:
-    """Which of an adapter's tensors are in the weights file of another one, as `shared_tensors.json` says it.
+def held_by(holders: Mapping[str, Path], tensors: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """Which of an adapter's tensors are in other ones' weights files, as `shared_tensors.json` says it.
 
     Args:
+        holders: those files by the names of their adapters; the first counts where several have a tensor.
         tensors: of the adapter.
-        others: names of adapters that ship, the first of which counts where several have a tensor.
-        weights_file: as for `shared_tensors`.
-        shipped: as for `shared_tensors`.
     """
     left, listed = set(tensors), {}
-    for owner in others:
-        with safe_open(shipped / owner / weights_file, "pt") as file:
+    for holder, weights in holders.items():
+        with safe_open(weights, "pt") as file:
             same = sorted(name for name in left & set(file.keys()) if _equal(tensors[name], file.get_tensor(name)))
         if sum(tensors[name].nbytes for name in same) >= _LEAST:
             left -= set(same)
-            listed[owner] = same
+            listed[holder] = same
     return listed
 
 
@@ -83,7 +77,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def _is_list(listed: object) -> bool:
+def _is_well_formed(listed: object) -> bool:
     return isinstance(listed, dict) and all(
         isinstance(names, list) and all(isinstance(name, str) for name in names) for names in listed.values()
     )

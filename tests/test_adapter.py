@@ -25,7 +25,7 @@ from deltamem.adapter import (
     small_tensors,
 )
 from deltamem.errors import AdapterError
-from deltamem.shared_tensors import SHARED_FILE, held_by_others
+from deltamem.shared_tensors import SHARED_FILE, held_by
 from tests.conftest import make_memory, make_model
 
 PARITY = Path(__file__).parent / "parity"
@@ -104,7 +104,7 @@ def test_no_adapter_of_the_package_stores_what_another_one_has() -> None:
     names = shipped_adapters()
     for name in names:
         own = load_file(SHIPPED / name / NATIVE_FILE)
-        assert not held_by_others(own, [other for other in names if other != name], NATIVE_FILE, SHIPPED), name
+        assert not held_by({other: SHIPPED / other / NATIVE_FILE for other in names if other != name}, own), name
 
 
 def test_the_published_layout_and_the_native_one_are_the_same_adapter(tmp_path: Path) -> None:
